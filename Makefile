@@ -1,0 +1,92 @@
+# Every target sets up what it needs in .venv, on a machine with make and Python 3.11 to 3.13.
+#
+#   make quickstart ARGS="--set=optimizer.learning_rate=1e-4"    more flags for the command
+#   make clean test PYTHON=/opt/python3.12/bin/python3           a Python of your choice
+#   make test WORKERS=1                                          how many tests run side by side
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+WORKERS ?= 2
+PY := .venv/bin/python
+PYTHONS := python3.11 python3.12 python3.13 python3
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadfile
+
+# Tests run on the CPU unless told otherwise. The other targets leave the choice to JAX and to you.
+test test-all test-reference: export JAX_PLATFORMS := $(or $(JAX_PLATFORMS),cpu)
+
+help: ## this list
+	@echo 'make TARGET [ARGS="..."]    runs on a CPU; the first call installs into .venv (minutes)'
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do \
+	  printf '  %-17s %s\n' "$$name" "$$text"; done
+
+quickstart: .venv/.base ## train a small model by self-distillation, into runs/quickstart
+	$(PY) -m experiments.train --experiment=quickstart --workdir=runs/quickstart $(ARGS)
+
+quickstart-seeds: .venv/.base ## the same with five seeds, for error bars
+	$(PY) -m experiments.seeds --experiment=quickstart --seeds=0,1,2,3,4 \
+	  --workdir=runs/quickstart-seeds $(ARGS)
+
+bench: .venv/.base ## time the kernels, the sampler and the training step, into runs/bench
+	$(PY) -m experiments.bench --workdir=runs/bench $(ARGS)
+
+test: .venv/.test ## the fast tests
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-all: .venv/.test ## all tests
+	$(PYTEST) $(ARGS)
+
+test-reference: .venv/.reference ## the tests against PyTorch code, installed first (1 GB or more)
+	$(PY) -m pytest -m reference $(ARGS)
+
+lint: .venv/.test ## style and likely mistakes
+	$(PY) -m ruff check .
+
+check: lint test ## what a change must pass
+
+clean: ## remove .venv, caches and build products; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment, and a stamp for each list installed into it: a changed list is installed again.
+
+.venv/.base: .venv/.created requirements.txt
+	@echo 'Installing requirements.txt into .venv ...'
+	$(PIP) -r requirements.txt
+	@touch $@
+
+.venv/.test: .venv/.base requirements/test.txt
+	$(PIP) -r requirements.txt -r requirements/test.txt
+	@touch $@
+
+.venv/.reference: .venv/.test requirements/reference.txt
+	@echo 'Installing PyTorch and others into .venv ...'
+	$(PIP) -r requirements.txt -r requirements/test.txt -r requirements/reference.txt
+	@touch $@
+
+# `command -v` alone is not enough to find a Python: version managers leave shims that fail.
+.venv/.created:
+	@if .venv/bin/python -c '$(RANGE)' 2>/dev/null && $(PY) -m pip --version >/dev/null 2>&1; then \
+	  echo 'Using the .venv that is here'; touch $@; exit 0; \
+	fi; \
+	found=; for candidate in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
+	  "$$candidate" -c '$(RANGE)' 2>/dev/null && found="$$candidate" && break; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo 'No Python 3.11, 3.12 or 3.13 here: tried $(or $(PYTHON),$(PYTHONS)).' >&2; \
+	  echo 'Install one, or name it: make PYTHON=/path/to/python3.12 ...' >&2; \
+	  exit 1; \
+	fi; \
+	echo "Creating .venv with $$("$$found" -V) ($$found)"; \
+	"$$found" -m venv --clear .venv || { \
+	  rm -rf .venv; \
+	  echo "$$found cannot create a virtual environment: see above." >&2; \
+	  echo 'On Debian and Ubuntu: apt install python3-venv (or python3.12-venv, ...).' >&2; \
+	  echo 'Or use another Python: make PYTHON=/path/to/python3.12 ...' >&2; \
+	  exit 1; \
+	}
+	@touch $@
+
+.PHONY: help quickstart quickstart-seeds bench test test-all test-reference lint check clean

@@ -1,0 +1,113 @@
+"""From command-line flags to a checked experiment and a working folder that belongs to it."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+
+from absl import app, flags
+
+from experiments import recipes
+from opsd_jax import config as configs
+from opsd_jax import experiment as experiments
+from opsd_jax.checkpoint.store import CheckpointError
+from opsd_jax.config import ConfigError
+from opsd_jax.experiment import Experiment
+from opsd_jax.train.loop import TrainingStopped
+
+_EXPERIMENT = flags.DEFINE_string('experiment', None, 'Recipe to run: a file name in experiments/recipes. '
+                                  'See --list.')
+_SET = flags.DEFINE_multi_string('set', [], 'A setting to change, as --set=optimizer.learning_rate=1e-4. '
+                                 'May be repeated; every setting is in the run\'s config.json.')
+_BUDGET = flags.DEFINE_string('budget', None, 'Stop after tokens:N (sampled), updates:N or minutes:X. '
+                              'Short for --set=loop.budget=...')
+_LIST = flags.DEFINE_bool('list', False, 'List the recipes and end.')
+
+
+def experiment_from_flags() -> Experiment:
+  """The recipe with its overrides, checked.
+
+  Raises:
+    ConfigError: unknown recipe or field, wrong type, or settings that cannot work together.
+  """
+  if _EXPERIMENT.value is None:
+    raise ConfigError(f'--experiment is missing. Recipes: {", ".join(recipes.names())}.')
+  budget = [] if _BUDGET.value is None else [f'loop.budget={_BUDGET.value}']
+  chosen = configs.override(recipes.load(_EXPERIMENT.value), [*_SET.value, *budget])
+  experiments.validate(chosen)
+  return chosen
+
+
+def run(main: Callable[[], None], documentation: str | None) -> None:
+  """Runs an entry point: `--help` shows its documentation, and an expected error is one clear line."""
+  sys.modules['__main__'].__doc__ = f'{documentation}\nRecipes:\n{listing()}\n'
+
+  def guarded(arguments: list[str]) -> int:
+    try:
+      if len(arguments) > 1:
+        raise ConfigError(f'{arguments[1]!r} is not a flag; write --set=field=value for a setting.')
+      if _LIST.value:
+        print(listing())
+        return 0
+      main()
+    except (ConfigError, CheckpointError, TrainingStopped) as error:
+      print(f'error: {error}', file=sys.stderr)
+      return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+  app.run(guarded)
+
+
+def listing() -> str:
+  """One line a recipe."""
+  return '\n'.join(f'  {name:20} {recipes.summary(name)}' for name in recipes.names())
+
+
+def claim_workdir(workdir: str | None, experiment: Experiment) -> str:
+  """Makes the folder, or checks that it belongs to this experiment; saves the resolved config in it.
+
+  Raises:
+    ConfigError: no folder was named, it cannot be written, or another experiment owns it.
+  """
+  if not workdir:
+    raise ConfigError('--workdir is missing; name a folder for the run, such as runs/quickstart.')
+  workdir = os.path.abspath(workdir)
+  _require_writable(workdir)
+  path, wanted = os.path.join(workdir, 'config.json'), configs.to_dict(experiment)
+  if os.path.exists(path):
+    _require_same(path, wanted)
+  write_json(path, wanted)
+  return workdir
+
+
+def _require_writable(workdir: str) -> None:
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
+  except OSError as error:
+    raise ConfigError(f'--workdir={workdir} cannot be written: {error.strerror or error}. Choose another '
+                      'folder, or change its permissions.') from error
+
+
+def _require_same(path: str, wanted: dict) -> None:
+  try:
+    with open(path) as file:
+      saved = json.load(file)
+  except ValueError as error:
+    raise ConfigError(f'{path} is not JSON: {error}. Remove it, or choose another --workdir.') from error
+  changed = [line for line in configs.differences(saved, wanted)
+             if not line.startswith(experiments.CONTINUABLE)]
+  if changed:
+    raise ConfigError(f'--workdir={os.path.dirname(path)} belongs to another experiment. What differs: '
+                      f'{"; ".join(changed[:5])}. Choose another --workdir, or remove that one.')
+
+
+def write_json(path: str, value: object) -> None:
+  """Writes JSON whole or not at all."""
+  temporary = f'{path}.tmp'
+  with open(temporary, 'w') as file:
+    json.dump(value, file, indent=2)
+    file.write('\n')
+  os.replace(temporary, path)

@@ -1,0 +1,34 @@
+"""Trains an experiment: cold start, distillation, controls, evaluation, report.
+
+  python -m experiments.train --experiment=quickstart --workdir=runs/quickstart
+  python -m experiments.train --experiment=quickstart --workdir=runs/slow --set=optimizer.learning_rate=1e-4
+  python -m experiments.train --experiment=quickstart --workdir=runs/short --budget=tokens:100000
+  python -m experiments.train --list
+
+The same command continues a run that was stopped or killed. The folder then holds config.json (every
+setting), metrics.jsonl, checkpoints/, results.json, curves.png and report.html.
+"""
+
+import os
+
+from absl import flags
+
+from experiments import common, study
+from opsd_jax.analyze.report import write_report
+from opsd_jax.analyze.table import format_table
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if absent, continued if not.')
+
+
+def main() -> None:
+  """Runs the experiment of the flags in its folder."""
+  experiment = common.experiment_from_flags()
+  workdir = common.claim_workdir(_WORKDIR.value, experiment)
+  results = study.run(experiment, workdir)
+  report = write_report(workdir)
+  print(format_table(results))
+  print(f'\nReport: {os.path.relpath(report)}')
+
+
+if __name__ == '__main__':
+  common.run(main, __doc__)

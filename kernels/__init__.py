@@ -1,0 +1,1 @@
+"""The ground: numerical kernels, one folder an operation. Imports JAX alone."""

@@ -1,0 +1,156 @@
+"""Time and memory of one gradient step: every implementation against whole logits, in one process.
+
+Run with `python -m kernels.linear_divergence.bench`.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels.linear_divergence.api import DivergenceSpec, linear_divergence
+
+Record = dict[str, Any]
+
+SPECS = {
+  'forward_kl clipped': DivergenceSpec(entry_clip_max=0.05),
+  'jsd': DivergenceSpec(kind='jsd', beta=0.5),
+  'forward_kl teacher top-64 bucket': DivergenceSpec(support='teacher_topk', k=64, tail='bucket'),
+}
+_SMOKE = dict(batch=2, tokens=16, dim=16, vocab=512, repeats=2, chunk_tokens=8)
+
+
+def measure(
+  batch: int,
+  tokens: int,
+  dim: int,
+  vocab: int,
+  spec: DivergenceSpec,
+  *,
+  chunk_tokens: int = 128,
+  dtype: str = 'float32',
+  implementations: Sequence[str] = ('reference', 'chunked'),
+  repeats: int = 5,
+) -> list[Record]:
+  """Times value and gradient of the mean loss for each implementation, on the same inputs.
+
+  Args:
+    batch: B.
+    tokens: T, positions of one sequence.
+    dim: width of student and teacher.
+    vocab: V.
+    spec: what to compare.
+    chunk_tokens: see `linear_divergence`.
+    dtype: of the hidden states; heads are float32.
+    implementations: names to compare; ratios are to the first.
+    repeats: timed runs after one that is not timed; the implementations take turns.
+
+  Returns:
+    A record for each implementation: sizes, `wall_ms` (median), `temp_bytes` (the compiler's
+    temporaries, None where it does not say), `loss`, and ratios to the first implementation.
+  """
+  floats, targets = _inputs(batch, tokens, dim, vocab, dtype)
+  steps = {name: _compile(name, floats, targets, spec, chunk_tokens) for name in implementations}
+  walls = _medians(steps, floats[:2], repeats)
+  records = []
+  for name, step in steps.items():
+    analysis = step.memory_analysis()
+    records.append(dict(
+      implementation=name, batch=batch, tokens=tokens, dim=dim, vocab=vocab, dtype=dtype,
+      chunk_tokens=chunk_tokens, wall_ms=walls[name],
+      temp_bytes=analysis.temp_size_in_bytes if analysis else None,
+      loss=float(step(*floats[:2])[0]),
+    ))
+  return [record | _ratios(record, records[0]) for record in records]
+
+
+def _inputs(batch: int, tokens: int, dim: int, vocab: int, dtype: str):
+  keys = jax.random.split(jax.random.key(0), 5)
+  student, teacher = (jax.random.normal(k, (batch, tokens, dim), dtype) for k in keys[:2])
+  heads = [jax.random.normal(k, (vocab, dim)) * dim**-0.5 for k in keys[2:4]]
+  targets = jax.random.randint(keys[4], (batch, tokens), 0, vocab)
+  return (student, heads[0], teacher, heads[1]), targets
+
+
+def _compile(name: str, floats, targets, spec: DivergenceSpec, chunk_tokens: int):
+  def loss(student, head):
+    result = linear_divergence(
+      student, head, *floats[2:], targets, spec, chunk_tokens=chunk_tokens, implementation=name
+    )
+    return jnp.mean(result.loss)
+
+  return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*floats[:2]).compile()
+
+
+def _medians(steps: dict[str, Callable], arguments, repeats: int) -> dict[str, float]:
+  """Median milliseconds; taking turns exposes all to the same load on the machine."""
+  walls = {name: [] for name in steps}
+  for turn in range(repeats + 1):
+    for name, step in steps.items():
+      start = time.perf_counter()
+      jax.block_until_ready(step(*arguments))
+      if turn:
+        walls[name].append(1e3 * (time.perf_counter() - start))
+  return {name: statistics.median(values) for name, values in walls.items()}
+
+
+def _ratios(record: Record, base: Record) -> Record:
+  temp = record['temp_bytes'] / base['temp_bytes'] if base['temp_bytes'] else None
+  return dict(wall_ratio=record['wall_ms'] / base['wall_ms'], temp_ratio=temp)
+
+
+def table(records: Sequence[Record]) -> str:
+  """A markdown table of records that have a `spec` name."""
+  lines = [
+    '| spec | implementation | wall ms | ratio | temporaries MiB | ratio | loss |',
+    '|---|---|---:|---:|---:|---:|---:|',
+  ]
+  for r in records:
+    memory = '- | -'
+    if r['temp_bytes'] is not None:
+      memory = f'{r["temp_bytes"] / 2**20:.1f} | {r["temp_ratio"]:.3f}'
+    lines.append(
+      f'| {r["spec"]} | {r["implementation"]} | {r["wall_ms"]:.1f} | {r["wall_ratio"]:.2f} '
+      f'| {memory} | {r["loss"]:.6f} |'
+    )
+  return '\n'.join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Prints the table and writes the records as JSON; `arguments` default to the command line."""
+  options = vars(_parser().parse_args(arguments))
+  out, smoke = options.pop('out'), options.pop('smoke')
+  options |= _SMOKE if smoke else {}
+  records = [
+    record | dict(spec=name)
+    for name, spec in list(SPECS.items())[: 1 if smoke else None]
+    for record in measure(spec=spec, **options)
+  ]
+  print('B={batch} T={tokens} D={dim} V={vocab} {dtype} chunk {chunk_tokens}'.format(**options))
+  print(f'on {jax.devices()[0].device_kind}, jax {jax.__version__}\n\n{table(records)}')
+  out.parent.mkdir(parents=True, exist_ok=True)
+  environment = dict(device=jax.devices()[0].device_kind, jax=jax.__version__)
+  out.write_text(json.dumps(dict(environment=environment, records=records), indent=2) + '\n')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(description='Time and memory of the linear divergence.')
+  sizes = dict(batch=4, tokens=128, dim=128, vocab=32768, chunk_tokens=128, repeats=5)
+  for name, default in sizes.items():
+    parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default)
+  parser.add_argument('--dtype', default='float32', help='of the hidden states')
+  parser.add_argument(
+    '--out', type=pathlib.Path, default=pathlib.Path('runs/bench/linear_divergence.json')
+  )
+  parser.add_argument('--smoke', action='store_true', help='tiny sizes, to see that it runs')
+  return parser
+
+
+if __name__ == '__main__':
+  main()

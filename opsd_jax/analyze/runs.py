@@ -1,0 +1,181 @@
+"""Reads a run's folder, finished or still growing, into one record."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from opsd_jax.config import require
+
+Row = dict[str, Any]
+
+LABELS = {
+    'cold_start': 'cold start', 'base': 'cold start (base)', 'teacher_view': "base, teacher's view",
+    'opsd': 'OPSD', 'no_privilege': 'control: no privilege',
+    'sharpened_no_privilege': 'control: no privilege, sharpened'}
+_NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """One rollout as a person reads it: tokens with the loss at each."""
+
+  problem: str
+  student_prompt: str
+  teacher_prompt: str
+  tokens: list[str]
+  loss: list[float]
+  answer: str
+  correct: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One training of the run.
+
+  Attributes:
+    name: `cold_start`, `opsd` or a control's.
+    label: for people.
+    metrics: one row an update, oldest first.
+    rollouts: update -> the rollouts written out at it, oldest first.
+    failure: what stopped it (`failure.json`), or None.
+  """
+
+  name: str
+  label: str
+  metrics: list[Row]
+  rollouts: dict[int, list[Shown]]
+  failure: Row | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a folder holds.
+
+  Attributes:
+    folder: where it was read.
+    config: the resolved experiment, {} where it is missing.
+    results: of the evaluation, None before it is done.
+    arms: by name: cold start, OPSD, then the controls in their order.
+    labels: the experiment's own names for its controls.
+  """
+
+  folder: str
+  config: Row
+  results: Row | None
+  arms: dict[str, Arm]
+  labels: dict[str, str]
+
+  @property
+  def trained(self) -> list[Arm]:
+    """The arms that roll out: all but the cold start."""
+    return [arm for name, arm in self.arms.items() if name != 'cold_start']
+
+  @property
+  def missing(self) -> list[str]:
+    """Sentences on what is not there (yet)."""
+    notes = [] if self.config else ['config.json is missing: settings are not shown.']
+    if self.results is None:
+      notes.append('results.json is missing: the run is not evaluated (yet).')
+    for arm in self.arms.values():
+      if arm.failure:
+        notes.append(f'{arm.label}: stopped at update {arm.failure.get("update")}, after too many '
+                     'updates that were not finite (failure.json has the details).')
+      elif not arm.metrics:
+        notes.append(f'{arm.label}: no updates recorded (yet).')
+    return notes
+
+
+def label(name: str, labels: Mapping[str, str] | None = None) -> str:
+  """How an arm is called in tables and plots; `labels` go before the usual ones."""
+  return (labels or {}).get(name) or LABELS.get(name) or name.replace('_', ' ')
+
+
+def read_run(folder: str | os.PathLike) -> Run:
+  """Reads whatever is there.
+
+  Raises:
+    ConfigError: the folder does not exist.
+    ValueError: a metrics line before the last is not JSON.
+  """
+  folder = os.fspath(folder)
+  require(os.path.isdir(folder), f'workdir is {folder!r}, which is not a folder; name that of a run.')
+  config = _read_json(os.path.join(folder, 'config.json')) or {}
+  labels = {c['name']: c['label'] for c in config.get('controls') or [] if c.get('label')}
+  arms = {name: _read_arm(name, path, labels) for name, path in _arm_folders(folder, config)}
+  return Run(folder, config, _read_json(os.path.join(folder, 'results.json')), arms, labels)
+
+
+def _arm_folders(folder: str, config: Row) -> Iterator[tuple[str, str]]:
+  cold_start = os.path.join(folder, 'cold_start')
+  # A run that starts from given weights has no cold start to miss.
+  if os.path.isdir(cold_start) or (config.get('cold_start') or {}).get('updates'):
+    yield 'cold_start', cold_start
+  yield 'opsd', folder
+  controls = os.path.join(folder, 'controls')
+  found = sorted(os.listdir(controls)) if os.path.isdir(controls) else []
+  named = [control['name'] for control in config.get('controls') or []]
+  for name in dict.fromkeys(named + found):
+    yield name, os.path.join(controls, name)
+
+
+def _read_arm(name: str, folder: str, labels: Mapping[str, str]) -> Arm:
+  return Arm(name, label(name, labels), read_metrics(os.path.join(folder, 'metrics.jsonl')),
+             _read_rollouts(os.path.join(folder, 'rollouts')),
+             _read_json(os.path.join(folder, 'failure.json')))
+
+
+def read_metrics(path: str | os.PathLike) -> list[Row]:
+  """Rows of a `metrics.jsonl`, [] where there is none; a torn last line is left out.
+
+  Raises:
+    ValueError: a line before the last is not JSON.
+  """
+  if not os.path.exists(path):
+    return []
+  with open(path, 'rb') as file:
+    lines = file.read().splitlines()
+  rows = []
+  for number, line in enumerate(lines, 1):
+    try:
+      rows.append({k: _finite_by_name(v) for k, v in json.loads(line).items()})
+    except ValueError as error:
+      if number < len(lines):
+        raise ValueError(f'{path}, line {number} is not JSON: {error}') from error
+  return rows
+
+
+def _finite_by_name(value: Any) -> Any:
+  """Strict JSON has no NaN, so the file names the non-finite numbers."""
+  return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _read_rollouts(folder: str) -> dict[int, list[Shown]]:
+  names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  numbers = [int(name[:-5]) for name in names if re.fullmatch(r'\d+\.json', name)]
+  found = {n: _read_json(os.path.join(folder, f'{n:06d}.json')) for n in sorted(numbers)}
+  return {n: [Shown(**row) for row in rows] for n, rows in found.items() if rows}
+
+
+def _read_json(path: str) -> Any:
+  """None where the file is missing or not written to its end."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except (FileNotFoundError, ValueError):
+    return None
+
+
+def flatten(value: Any, prefix: str = '') -> dict[str, Any]:
+  """`{'optimizer.learning_rate': 1e-4, ...}`; items of a list that have a name go by it."""
+  if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+    value = {str(item.get('name', i)): item for i, item in enumerate(value)}
+  if not isinstance(value, dict) or not value:
+    return {prefix: value}
+  flat: dict[str, Any] = {}
+  for key, item in value.items():
+    flat |= flatten(item, f'{prefix}.{key}' if prefix else str(key))
+  return flat

@@ -1,0 +1,101 @@
+"""Digit chains: a start digit and unary steps modulo 10, with every step spelled in the solution.
+
+`3+*-` means 3, next, double, previous: 4, 8, 7. The worked solution is `3+4,4*8,8-7,=7`, the bare
+running values (the reference that a teacher may see) are `487`. A student with the misconception
+believes that `*` gives 2v + 1.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from opsd_jax.config import require
+from opsd_jax.records import Example, Problem
+
+OPERATIONS = {'+': lambda v: (v + 1) % 10, '-': lambda v: (v - 1) % 10, '*': lambda v: 2 * v % 10}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainsConfig:
+  """The digit-chain task.
+
+  Attributes:
+    steps: operations of a chain.
+    train: training problems.
+    validation: problems for choosing checkpoints and for curves.
+    test: held-out problems of the final table.
+    seed: which chains; the same for every run, so that runs share their test set.
+    misconception: probability that a cold-start student row takes `*` for 2v + 1.
+    slip: probability that a step of such a row gives a random digit.
+  """
+
+  steps: int = 8
+  train: int = 20_000
+  validation: int = 200
+  test: int = 500
+  seed: int = 0
+  misconception: float = 0.65
+  slip: float = 0.05
+
+
+def validate(config: ChainsConfig) -> None:
+  """Raises `ConfigError` where the chains cannot be drawn."""
+  require(config.steps > 0, f'data.chains.steps is {config.steps}; it must be positive.')
+  for field in ('train', 'validation', 'test'):
+    require(getattr(config, field) > 0, f'data.chains.{field} is {getattr(config, field)}; it must be positive.')
+  wanted, exist = config.train + config.validation + config.test, 10 * 3**config.steps
+  require(wanted <= exist // 2,
+          f'data.chains asks for {wanted} distinct chains of {config.steps} steps, but only {exist} exist; '
+          f'ask for at most {exist // 2}, or raise data.chains.steps.')
+  for field in ('misconception', 'slip'):
+    value = getattr(config, field)
+    require(0 <= value <= 1, f'data.chains.{field} is {value}; a probability lies in 0..1.')
+
+
+def draw_problems(config: ChainsConfig) -> list[Problem]:
+  """train + validation + test distinct chains, in an order fixed by `config.seed`."""
+  rng = np.random.default_rng(config.seed)
+  wanted = config.train + config.validation + config.test
+  texts: dict[str, None] = {}
+  while len(texts) < wanted:
+    digits = rng.integers(10, size=wanted)
+    steps = rng.choice(list(OPERATIONS), size=(wanted, config.steps))
+    texts |= {f'{d}{"".join(row)}': None for d, row in zip(digits, steps, strict=True)}
+  return [make_problem(text) for text in list(texts)[:wanted]]
+
+
+def make_problem(text: str) -> Problem:
+  """The problem of a chain such as `3+*-`."""
+  values = [int(text[0])]
+  for operation in text[1:]:
+    values.append(OPERATIONS[operation](values[-1]))
+  return Problem(id=f'chain/{text}', problem=text, solution=spell(text, values), answer=str(values[-1]),
+                 source='chains', meta={'reference': ''.join(map(str, values[1:]))})
+
+
+def spell(text: str, values: Sequence[int]) -> str:
+  """The worked solution that goes through `values`, one more than there are operations."""
+  steps = [f'{a}{op}{b},' for a, op, b in zip(values, text[1:], values[1:], strict=False)]
+  return ''.join(steps) + f'={values[-1]}'
+
+
+def misconceived_solution(text: str, config: ChainsConfig, rng: np.random.Generator) -> str:
+  """A worked solution with the misconception and the slips; later steps go on from a wrong value."""
+  values = [int(text[0])]
+  for operation in text[1:]:
+    value = OPERATIONS[operation](values[-1])
+    if operation == '*' and rng.random() < config.misconception:
+      value = (2 * values[-1] + 1) % 10
+    if rng.random() < config.slip:
+      value = int(rng.integers(10))
+    values.append(value)
+  return spell(text, values)
+
+
+def cold_start_examples(problems: Sequence[Problem], teacher_rows: int, config: ChainsConfig,
+                        rng: np.random.Generator) -> list[Example]:
+  """Clean solutions under the teacher's view for the first rows, misconceived ones under the student's."""
+  return [Example(p, 'teacher', p.solution) if row < teacher_rows
+          else Example(p, 'student', misconceived_solution(p.problem, config, rng))
+          for row, p in enumerate(problems)]

@@ -1,0 +1,114 @@
+"""The choices that make a distillation method."""
+
+import dataclasses
+from typing import Literal
+
+from kernels.linear_divergence import api as divergence
+from kernels.linear_divergence import reference
+from opsd_jax.config import ConfigError, require, require_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewsConfig:
+  """What the student and the teacher see, as templates.
+
+  Fields in braces: `{problem}`, `{solution}`, `{answer}` and any of the problem's `meta` texts.
+
+  Attributes:
+    student: the question alone.
+    teacher: the question and privileged information; equal to `student` for no privilege.
+    student_tokens: width that every student prompt is padded to.
+    teacher_tokens: width that every teacher prompt is padded to.
+  """
+
+  student: str = '{problem}:'
+  teacher: str = '{problem}|{reference}:'
+  student_tokens: int = 16
+  teacher_tokens: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+  """Whose weights score the rollouts.
+
+  Attributes:
+    kind: `frozen` initial weights; `ema` of the student, equal to it at step 0; `live`: the
+      student's current weights.
+    ema_decay: share of the old average kept at each update.
+  """
+
+  kind: Literal['frozen', 'ema', 'live'] = 'frozen'
+  ema_decay: float = 0.999
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """What is minimised at every sampled position, and how positions are averaged.
+
+  Conventions: forward KL is KL(teacher || student), reverse KL is KL(student || teacher), JSD mixes
+  with weight `beta` on the teacher (OPSD, paper Eq. 7).
+
+  Attributes:
+    divergence: `forward_kl`, `reverse_kl` or `jsd`.
+    beta: the teacher's weight in the JSD mixture, strictly between 0 and 1.
+    support: `full` vocabulary, `teacher_topk` or `student_topk`.
+    k: size of a top-k support, 0 with `full`.
+    tail: `renormalise` both distributions on the top-k, or add a `bucket` for the rest.
+    student_temperature: divides the student's logits in the loss.
+    teacher_temperature: divides the teacher's logits in the loss.
+    entry_clip_min: lower bound on each vocabulary entry's contribution, before the sum.
+    entry_clip_max: upper bound on each vocabulary entry's contribution, before the sum.
+    token_clip: upper bound on each token's divergence, after the sum.
+    reduction: `token_mean` over all sampled tokens of the global batch, or `sample_mean`: the mean
+      over samples of each sample's token mean.
+    chunk_tokens: rows whose logits exist at a time.
+    implementation: of the kernel; none lets it choose.
+  """
+
+  divergence: Literal['forward_kl', 'reverse_kl', 'jsd'] = 'forward_kl'
+  beta: float = 0.5
+  support: Literal['full', 'teacher_topk', 'student_topk'] = 'full'
+  k: int = 0
+  tail: Literal['renormalise', 'bucket'] = 'renormalise'
+  student_temperature: float = 1.0
+  teacher_temperature: float = 1.0
+  entry_clip_min: float | None = None
+  entry_clip_max: float | None = None
+  token_clip: float | None = None
+  reduction: Literal['token_mean', 'sample_mean'] = 'token_mean'
+  chunk_tokens: int = 1024
+  implementation: str | None = None
+
+
+def divergence_spec(config: ObjectiveConfig, valid_vocab: int) -> divergence.DivergenceSpec:
+  """The part of the objective that the kernel computes."""
+  return divergence.DivergenceSpec(
+      kind=config.divergence, beta=config.beta, support=config.support, k=config.k, tail=config.tail,
+      student_temperature=config.student_temperature, teacher_temperature=config.teacher_temperature,
+      entry_clip_min=config.entry_clip_min, entry_clip_max=config.entry_clip_max, valid_vocab=valid_vocab)
+
+
+def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
+  """Raises `ConfigError` for a divergence that is not defined or not computable."""
+  try:
+    reference.validate(divergence_spec(config, vocab), vocab)
+  except ValueError as error:
+    raise ConfigError(f'objective: {error}') from error
+  if config.implementation is not None:
+    require_choice('objective.implementation', config.implementation, tuple(divergence.IMPLEMENTATIONS))
+  require(config.token_clip is None or config.token_clip > 0,
+          f'objective.token_clip is {config.token_clip}; it must be positive, or none.')
+  require_choice('objective.reduction', config.reduction, ('token_mean', 'sample_mean'))
+  require(config.chunk_tokens > 0, f'objective.chunk_tokens is {config.chunk_tokens}; it must be positive.')
+
+
+def validate_teacher(config: TeacherConfig) -> None:
+  """Raises `ConfigError` for a teacher that cannot be kept."""
+  require_choice('teacher.kind', config.kind, ('frozen', 'ema', 'live'))
+  require(0 <= config.ema_decay < 1, f'teacher.ema_decay is {config.ema_decay}; it must lie in [0, 1).')
+
+
+def validate_views(config: ViewsConfig) -> None:
+  """Raises `ConfigError` for widths that hold no prompt."""
+  for field in ('student_tokens', 'teacher_tokens'):
+    require(getattr(config, field) > 0, f'views.{field} is {getattr(config, field)}; it must be positive.')

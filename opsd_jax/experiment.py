@@ -1,0 +1,131 @@
+"""An experiment: the rooms' configs composed, cross-checked, and turned into a run's workbench."""
+
+import dataclasses
+
+import jax
+
+from opsd_jax import config as configs
+from opsd_jax.checkpoint import config as checkpoint_room
+from opsd_jax.checkpoint.config import CheckpointConfig
+from opsd_jax.config import ConfigError, require
+from opsd_jax.data import source
+from opsd_jax.data.source import DataConfig
+from opsd_jax.distill import config as distill_room
+from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
+from opsd_jax.evaluate import config as evaluate_room
+from opsd_jax.evaluate.config import EvaluateConfig
+from opsd_jax.mesh import MeshConfig, make_mesh
+from opsd_jax.models import spec as models_room
+from opsd_jax.models.spec import ModelSpec
+from opsd_jax.rollout import config as rollout_room
+from opsd_jax.rollout.config import RolloutConfig
+from opsd_jax.text import tokenizer as text_room
+from opsd_jax.text.tokenizer import TextConfig
+from opsd_jax.train import config as train_room
+from opsd_jax.train import recorder
+from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
+from opsd_jax.train.recorder import MetricsConfig
+from opsd_jax.train.setup import Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+  """The same experiment with some settings changed, run on as many sampled tokens as the main run.
+
+  Attributes:
+    name: its folder and its row in the table.
+    overrides: settings as written for `--set`.
+  """
+
+  name: str
+  overrides: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything that defines a run. A recipe is a function that returns one.
+
+  Attributes:
+    name: of the recipe.
+    seed: of the weights, the data order and the sampling.
+  """
+
+  name: str
+  seed: int = 0
+  data: DataConfig = DataConfig()
+  text: TextConfig = TextConfig()
+  model: ModelSpec = ModelSpec()
+  mesh: MeshConfig = MeshConfig()
+  views: ViewsConfig = ViewsConfig()
+  rollout: RolloutConfig = RolloutConfig()
+  teacher: TeacherConfig = TeacherConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  loop: LoopConfig = LoopConfig()
+  cold_start: ColdStartConfig = ColdStartConfig()
+  evaluate: EvaluateConfig = EvaluateConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  metrics: MetricsConfig = MetricsConfig()
+  controls: tuple[Control, ...] = ()
+
+
+# Settings that may differ when a run is continued: they change how long it goes on and what it shows.
+CONTINUABLE = ('loop.budget', 'loop.updates', 'checkpoint.', 'metrics.', 'mesh.')
+
+
+def validate(experiment: Experiment) -> None:
+  """Checks every room and what they must agree on, before anything expensive.
+
+  Raises:
+    ConfigError: names the setting, its value and the remedy.
+  """
+  tokenizer_size = _validate_text(experiment)
+  source.validate(experiment.data)
+  distill_room.validate_views(experiment.views)
+  rollout_room.validate(experiment.rollout, tokenizer_size)
+  distill_room.validate_teacher(experiment.teacher)
+  distill_room.validate_objective(experiment.objective, tokenizer_size)
+  train_room.validate_optimizer('optimizer', experiment.optimizer)
+  train_room.validate_loop(experiment.loop, experiment.rollout.questions)
+  train_room.validate_cold_start(experiment.cold_start)
+  evaluate_room.validate(experiment.evaluate, tokenizer_size)
+  checkpoint_room.validate(experiment.checkpoint)
+  recorder.validate(experiment.metrics)
+  for control in experiment.controls:
+    validate(with_control(experiment, control))
+
+
+def _validate_text(experiment: Experiment) -> int:
+  """The tokenizer's size, which the model's vocabulary must hold."""
+  text_room.validate(experiment.text)
+  models_room.validate(experiment.model)
+  size = text_room.make_tokenizer(experiment.text).vocab_size
+  require(size <= experiment.model.vocab_size,
+          f'model.vocab_size is {experiment.model.vocab_size}, but the tokenizer has {size} ids; '
+          'raise model.vocab_size.')
+  return size
+
+
+def with_control(experiment: Experiment, control: Control, tokens: int | None = None) -> Experiment:
+  """The experiment of a control; with `tokens`, its budget is that many sampled tokens."""
+  try:
+    changed = configs.override(experiment, control.overrides)
+  except ConfigError as error:
+    raise ConfigError(f'control {control.name!r}: {error}') from error
+  changed = dataclasses.replace(changed, controls=())
+  return changed if tokens is None else configs.override(changed, [f'loop.budget=tokens:{tokens}'])
+
+
+def build(experiment: Experiment, mesh: jax.sharding.Mesh | None = None) -> Setup:
+  """The workbench: mesh, tokenizer and problems, made once.
+
+  Raises:
+    ConfigError: as `validate`; also where the devices do not fit the mesh.
+  """
+  validate(experiment)
+  e = experiment
+  return Setup(
+      seed=e.seed, spec=e.model, mesh=make_mesh(e.mesh) if mesh is None else mesh,
+      tokenizer=text_room.make_tokenizer(e.text), data=e.data, splits=source.load(e.data), views=e.views,
+      rollout=e.rollout, teacher=e.teacher, objective=e.objective, optimizer=e.optimizer, loop=e.loop,
+      cold_start=e.cold_start, evaluate=e.evaluate, checkpoint=e.checkpoint, metrics=e.metrics)

@@ -1,0 +1,119 @@
+"""What is handed from room to room.
+
+Axis letters: Q questions, B rollouts (B = Q·n, row b belongs to question b // n), P prompt tokens,
+T completion tokens, D hidden width, M teacher views. Token ids are the truth: what was sampled is
+what is scored, and masks come from lengths, never from comparing ids with a pad id.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
+Role = Literal['student', 'teacher']
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One question, on the host. `meta` holds further text fields a view may show (`reference`, ...)."""
+
+  id: str
+  problem: str
+  solution: str
+  answer: str
+  source: str
+  meta: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One supervised row: the completion to imitate, under the student's or the teacher's view."""
+
+  problem: Problem
+  role: Role
+  completion: str
+
+
+@flax.struct.dataclass
+class Prompts:
+  """Rendered and tokenised prompts of one role, right-padded; one row a question.
+
+  Attributes:
+    ids: int32 [Q, P].
+    length: int32 [Q], at least 1.
+    problem_id: uint32 [Q], `stable_id` of the problem: the counter of the sampler's randomness.
+  """
+
+  ids: Array
+  length: Array
+  problem_id: Array
+
+
+@flax.struct.dataclass
+class Rollout:
+  """Sampled completions, right-padded.
+
+  Attributes:
+    ids: int32 [B, T]; includes the EOS that ended the row.
+    length: int32 [B], in tokens; positions at and after it are padding.
+    stopped: bool [B], True where an EOS ended the row, False where its token budget did.
+    raw_logp: float32 [B, T], log-prob of the token over the full vocabulary at the loss temperature.
+    behaviour_logp: float32 [B, T], log-prob after temperature and truncation: what it was drawn from.
+    rollout_index: int32 [B], which of the question's rollouts this row is.
+  """
+
+  ids: Array
+  length: Array
+  stopped: Array
+  raw_logp: Array
+  behaviour_logp: Array
+  rollout_index: Array
+
+  @property
+  def mask(self) -> jax.Array:
+    """bool [B, T], True on sampled tokens."""
+    return length_mask(self.length, self.ids.shape[1])
+
+  def cropped(self, width: int) -> 'Rollout':
+    """The same rollouts padded to `width` columns; `width` must cover the longest row."""
+    return self.replace(ids=self.ids[:, :width], raw_logp=self.raw_logp[:, :width],
+                        behaviour_logp=self.behaviour_logp[:, :width])
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+  """Verdicts on completions, on the host.
+
+  Attributes:
+    correct: bool [B].
+    answered: bool [B], False where no final answer could be read.
+  """
+
+  correct: np.ndarray
+  answered: np.ndarray
+
+  @property
+  def reward(self) -> np.ndarray:
+    """float32 [B], 1 for a correct row."""
+    return self.correct.astype(np.float32)
+
+
+@flax.struct.dataclass
+class TeacherScores:
+  """The teacher's side of the comparison: constants that cross the jit boundary.
+
+  Attributes:
+    hidden: compute dtype [M, B, T, D], final hidden states that predict each completion token.
+  """
+
+  hidden: Array
+
+
+def length_mask(length: Array, width: int) -> jax.Array:
+  """bool [B, width], True before each row's `length` [B]."""
+  return jnp.arange(width)[None, :] < jnp.asarray(length)[:, None]

@@ -1,0 +1,65 @@
+"""How continuations are drawn."""
+
+import dataclasses
+
+from opsd_jax.config import require
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """Temperature first, then top-k, top-p and min-p, each on what the one before left.
+
+  Attributes:
+    temperature: divides the logits; 0 is greedy.
+    top_k: keep the k most probable tokens, or all.
+    top_p: keep the smallest set of most probable tokens that holds this mass.
+    min_p: keep tokens at least this fraction as probable as the most probable.
+    max_tokens: budget of new tokens a row, EOS included.
+  """
+
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float = 1.0
+  min_p: float = 0.0
+  max_tokens: int = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """Rollouts of one update.
+
+  Attributes:
+    questions: distinct questions Q of an update.
+    per_question: rollouts n of each question; B = Q·n.
+    sampling: how each token is drawn.
+    buckets: completion widths that the update may be compiled for; the longest row picks one.
+  """
+
+  questions: int = 64
+  per_question: int = 1
+  sampling: SamplingConfig = SamplingConfig()
+  buckets: tuple[int, ...] = ()
+
+
+def validate_sampling(name: str, config: SamplingConfig, vocab: int) -> None:
+  """Raises `ConfigError` where no token could be drawn."""
+  require(config.temperature >= 0, f'{name}.temperature is {config.temperature}; use 0 for greedy, or more.')
+  require(config.top_k is None or 0 < config.top_k <= vocab,
+          f'{name}.top_k is {config.top_k}; it must lie in 1..{vocab} (the vocabulary), or be none.')
+  require(0 < config.top_p <= 1, f'{name}.top_p is {config.top_p}; it must lie in (0, 1].')
+  require(0 <= config.min_p < 1, f'{name}.min_p is {config.min_p}; it must lie in [0, 1).')
+  require(config.max_tokens > 0, f'{name}.max_tokens is {config.max_tokens}; it must be positive.')
+
+
+def validate(config: RolloutConfig, vocab: int) -> None:
+  """Raises `ConfigError` where an update could not be rolled out."""
+  require(config.questions > 0, f'rollout.questions is {config.questions}; it must be positive.')
+  require(config.per_question > 0, f'rollout.per_question is {config.per_question}; it must be positive.')
+  validate_sampling('rollout.sampling', config.sampling, vocab)
+  require(all(b > 0 for b in config.buckets) and list(config.buckets) == sorted(config.buckets),
+          f'rollout.buckets is {config.buckets}; widths must be positive and ascending.')
+
+
+def bucket(length: int, buckets: tuple[int, ...], largest: int) -> int:
+  """The narrowest allowed width that holds `length` tokens; `largest` is always allowed."""
+  return min((b for b in buckets if length <= b < largest), default=largest)

@@ -1,0 +1,76 @@
+"""Initial weights: random, or trained on worked solutions first."""
+
+import math
+import time
+
+import jax
+import numpy as np
+
+from opsd_jax import mesh as meshes
+from opsd_jax.config import require
+from opsd_jax.data import source
+from opsd_jax.distill import views
+from opsd_jax.distill.config import TeacherConfig
+from opsd_jax.models import model
+from opsd_jax.records import Example, Prompts
+from opsd_jax.text.tokenizer import Tokenizer
+from opsd_jax.train import ledger, loop, state, step
+from opsd_jax.train.config import Budget
+from opsd_jax.train.setup import Setup
+
+
+def run(setup: Setup, folder: str) -> loop.Finished:
+  """Trains `cold_start.updates` supervised updates from random weights; continues an earlier attempt."""
+  params = model.init_params(setup.spec, jax.random.key(setup.seed), setup.mesh)
+  optimizer = state.make_optimizer(setup.cold_start.optimizer)
+  fresh = state.create(params, optimizer, TeacherConfig())
+  if setup.cold_start.updates == 0:
+    return loop.Finished(fresh, loop.Progress())
+  work = loop.Work('cold start', folder, Budget('updates', setup.cold_start.updates), _make_update(setup, optimizer))
+  return loop.run(work, fresh, setup)
+
+
+def _make_update(setup: Setup, optimizer):
+  compiled = step.make_supervised_step(setup.spec, optimizer, valid_vocab=setup.tokenizer.vocab_size,
+                                       chunk_tokens=setup.objective.chunk_tokens)
+
+  def update(weights: state.TrainState, number: int):
+    began = time.monotonic()
+    prompts, ids, length = supervised_batch(setup, number)
+    weights, report = compiled(weights, *meshes.shard_rows(setup.mesh, (prompts, ids, length)))
+    report = meshes.host(report)
+    metrics = {'loss': float(report.loss), 'grad_norm': float(report.grad_norm)}
+    metrics |= {k: float(v / report.tokens) for k, v in report.sums.items()}
+    spent = ledger.student_entry(setup.spec, prompts.length, length)
+    return weights, loop.Outcome(metrics, spent, bool(report.stepped), {'update': time.monotonic() - began})
+
+  return update
+
+
+def supervised_batch(setup: Setup, number: int) -> tuple[Prompts, np.ndarray, np.ndarray]:
+  """Prompts [B, P], completions int32 [B, T] and their lengths [B] of update `number`."""
+  config = setup.cold_start
+  teacher_rows = math.floor(config.batch * config.teacher_fraction)
+  examples = source.cold_start_examples(setup.data, setup.splits.train, config.batch, teacher_rows,
+                                        setup.seed, number)
+  texts = [views.prompt_text(setup.views, e.problem, e.role) for e in examples]
+  width = max(setup.views.student_tokens, setup.views.teacher_tokens)
+  prompts = views.tokenize_prompts(texts, [e.problem for e in examples], setup.tokenizer, width,
+                                   'the larger of views.student_tokens and views.teacher_tokens')
+  return prompts, *tokenize_completions(examples, setup.tokenizer, setup.rollout.sampling.max_tokens)
+
+
+def tokenize_completions(examples: list[Example], tokenizer: Tokenizer, width: int) -> tuple[np.ndarray, np.ndarray]:
+  """Completion ids [B, width] ending in EOS, right-padded, and their lengths [B].
+
+  Raises:
+    ConfigError: a completion and its EOS are longer than `width`.
+  """
+  ids, length = np.zeros((len(examples), width), np.int32), np.zeros(len(examples), np.int32)
+  for row, example in enumerate(examples):
+    tokens = [*tokenizer.encode(example.completion), tokenizer.eos_ids[0]]
+    require(len(tokens) <= width,
+            f'the completion of problem {example.problem.id!r} has {len(tokens)} tokens with its EOS, but '
+            f'rollout.sampling.max_tokens is {width}; raise it.')
+    ids[row, :len(tokens)], length[row] = tokens, len(tokens)
+  return ids, length

@@ -1,0 +1,137 @@
+"""How weights step and how long a run goes on."""
+
+import dataclasses
+from typing import Literal
+
+from opsd_jax.config import ConfigError, require, require_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with a warm-up and a decay, after clipping the global gradient norm.
+
+  Attributes:
+    learning_rate: peak.
+    schedule: `constant`, or `linear` or `cosine` decay to 0 over `decay_updates`.
+    warmup_updates: updates of linear growth from 0.
+    decay_updates: updates after which a decaying schedule reaches 0, warm-up included.
+    beta1: decay of the first moment.
+    beta2: decay of the second moment.
+    epsilon: added to the root of the second moment.
+    weight_decay: decoupled.
+    clip_norm: bound on the global gradient norm, or none.
+  """
+
+  learning_rate: float = 1e-3
+  schedule: Literal['constant', 'linear', 'cosine'] = 'constant'
+  warmup_updates: int = 0
+  decay_updates: int = 0
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float | None = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ColdStartConfig:
+  """Supervised training that makes the initial weights, before distillation.
+
+  Attributes:
+    updates: 0 leaves the random initial weights.
+    batch: rows of an update.
+    teacher_fraction: share of rows under the teacher's view with a clean solution.
+    optimizer: of this stage.
+  """
+
+  updates: int = 0
+  batch: int = 96
+  teacher_fraction: float = 0.5
+  optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """A distillation run.
+
+  Attributes:
+    updates: optimiser steps, unless `budget` says otherwise.
+    budget: `updates:N`, `tokens:N` (sampled) or `minutes:X`; the run stops after the update that
+      reaches it. None means `updates`.
+    micro_batches: parts that an update's rows are split into; the loss does not depend on it.
+    evaluate_every: updates between accuracies on validation problems; 0 for never.
+    show_every: updates between rollouts written out token by token; 0 for never.
+    max_bad_updates: non-finite updates in a row after which the run stops.
+  """
+
+  updates: int = 100
+  budget: str | None = None
+  micro_batches: int = 1
+  evaluate_every: int = 0
+  show_every: int = 0
+  max_bad_updates: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """When a run has done enough. `limit` is in updates, sampled tokens or minutes."""
+
+  unit: Literal['updates', 'tokens', 'minutes']
+  limit: float
+
+  def fraction(self, updates: int, tokens: int, seconds: float) -> float:
+    """How much of the budget is spent; 1 or more ends the run."""
+    return {'updates': updates, 'tokens': tokens, 'minutes': seconds / 60}[self.unit] / self.limit
+
+
+def parse_budget(config: LoopConfig) -> Budget:
+  """The budget of a run.
+
+  Raises:
+    ConfigError: not of the form `tokens:N`, `updates:N` or `minutes:X` with a positive number.
+  """
+  if config.budget is None:
+    return Budget('updates', config.updates)
+  unit, _, amount = config.budget.partition(':')
+  try:
+    limit = float(amount.replace('_', ''))
+    if unit not in ('updates', 'tokens', 'minutes') or not limit > 0:
+      raise ValueError
+  except ValueError:
+    raise ConfigError(f'the budget is {config.budget!r}; write tokens:N, updates:N or minutes:X with a '
+                      'positive number.') from None
+  return Budget(unit, limit)
+
+
+def validate_optimizer(name: str, config: OptimizerConfig) -> None:
+  """Raises `ConfigError` for an optimiser that cannot step."""
+  require(config.learning_rate > 0, f'{name}.learning_rate is {config.learning_rate}; it must be positive.')
+  require_choice(f'{name}.schedule', config.schedule, ('constant', 'linear', 'cosine'))
+  require(config.warmup_updates >= 0, f'{name}.warmup_updates is {config.warmup_updates}; it must not be negative.')
+  require(config.schedule == 'constant' or config.decay_updates > config.warmup_updates,
+          f'{name}.decay_updates is {config.decay_updates}; a {config.schedule} schedule needs it larger than '
+          f'{name}.warmup_updates ({config.warmup_updates}).')
+  for field in ('beta1', 'beta2'):
+    require(0 <= getattr(config, field) < 1, f'{name}.{field} is {getattr(config, field)}; it must lie in [0, 1).')
+  require(config.clip_norm is None or config.clip_norm > 0,
+          f'{name}.clip_norm is {config.clip_norm}; it must be positive, or none.')
+
+
+def validate_cold_start(config: ColdStartConfig) -> None:
+  """Raises `ConfigError` for a cold start that cannot run."""
+  require(config.updates >= 0, f'cold_start.updates is {config.updates}; it must not be negative.')
+  require(config.batch > 0, f'cold_start.batch is {config.batch}; it must be positive.')
+  require(0 <= config.teacher_fraction <= 1,
+          f'cold_start.teacher_fraction is {config.teacher_fraction}; a share lies in 0..1.')
+  validate_optimizer('cold_start.optimizer', config.optimizer)
+
+
+def validate_loop(config: LoopConfig, questions: int) -> None:
+  """Raises `ConfigError` for a run that cannot go on or end."""
+  require(config.updates > 0, f'loop.updates is {config.updates}; it must be positive.')
+  parse_budget(config)
+  require(config.micro_batches > 0 and questions % config.micro_batches == 0,
+          f'loop.micro_batches is {config.micro_batches}; it must divide rollout.questions ({questions}).')
+  for field in ('evaluate_every', 'show_every'):
+    require(getattr(config, field) >= 0, f'loop.{field} is {getattr(config, field)}; it must not be negative.')
+  require(config.max_bad_updates > 0, f'loop.max_bad_updates is {config.max_bad_updates}; it must be positive.')

@@ -1,0 +1,145 @@
+"""On-policy self-distillation: roll out, score under both views, compare, step.
+
+Axis letters: Q questions, B = Q·n rollouts, T completion tokens, M teacher views.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import time
+
+import jax
+import numpy as np
+
+from opsd_jax import mesh as meshes
+from opsd_jax.data.source import problems_of_update
+from opsd_jax.distill import scoring, teachers, views
+from opsd_jax.evaluate import accuracy as accuracies
+from opsd_jax.grade import exact
+from opsd_jax.models import model
+from opsd_jax.records import Graded, Problem, Prompts, Rollout
+from opsd_jax.rollout import decode
+from opsd_jax.rollout.config import bucket
+from opsd_jax.train import ledger, loop, state, step
+from opsd_jax.train.config import parse_budget
+from opsd_jax.train.setup import Setup
+
+_SHOWN = 4  # rollouts written out token by token at a time
+
+
+def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -> loop.Finished:
+  """Distils from `initial` until the budget is spent; continues an earlier attempt in `folder`.
+
+  `initial` is both the student's first weights and the frozen teacher.
+  """
+  optimizer = state.make_optimizer(setup.optimizer)
+  fresh = state.create(initial, optimizer, setup.teacher)
+  work = loop.Work(label, folder, parse_budget(setup.loop), _make_update(setup, initial, optimizer, folder),
+                   functools.partial(validation_accuracy, setup), setup.loop.evaluate_every)
+  return loop.run(work, fresh, setup)
+
+
+def _make_update(setup: Setup, initial: model.Params, optimizer, folder: str):
+  spec, vocab = setup.spec, setup.tokenizer.vocab_size
+  score = jax.jit(scoring.score_teacher, static_argnums=0)
+  compiled = step.make_distill_step(spec, setup.objective, setup.teacher, optimizer, valid_vocab=vocab,
+                                    micro_batches=setup.loop.micro_batches)
+  frozen_head = model.head(spec, initial) if setup.teacher.kind == 'frozen' else None
+
+  def update(weights: state.TrainState, number: int):
+    began = time.monotonic()
+    problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
+    prompts = views.student_batch(setup.views, problems, setup.tokenizer)
+    placed = decode.place_prompts(setup.mesh, prompts)
+    rollout, sampled = roll_out(setup, weights.params, placed, number)
+    rolled = time.monotonic()
+
+    seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
+    teacher = teachers.params_for(setup.teacher, initial, weights.teacher, weights.params)
+    scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout)
+    weights, report = compiled(weights, placed, rollout, scores, frozen_head)
+    report = meshes.host(report)
+
+    graded = grade(setup, problems, sampled)
+    if setup.loop.show_every and number % setup.loop.show_every == 0:
+      show_rollouts(setup, folder, number + 1, problems, sampled, graded, report.token_loss)
+    spent = ledger.rollout_entry(spec, prompts.length, sampled.length)
+    spent += ledger.student_entry(spec, prompts.length, sampled.length)
+    for view in seen:
+      spent += ledger.teacher_entry(spec, view.length, sampled.length)
+    seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
+    return weights, loop.Outcome(describe(report, sampled, graded), spent, bool(report.stepped), seconds)
+
+  return update
+
+
+def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int) -> tuple[Rollout, Rollout]:
+  """Rollouts of update `number`, cropped to the narrowest bucket: on the devices, and on the host."""
+  config = setup.rollout
+  rollout = decode.generate(
+      setup.spec, params, prompts, config.sampling, eos_ids=setup.tokenizer.eos_ids,
+      per_question=config.per_question, seed=setup.seed, step=number,
+      loss_temperature=setup.objective.student_temperature, valid_vocab=setup.tokenizer.vocab_size)
+  sampled = meshes.host(rollout)
+  width = bucket(int(sampled.length.max()), config.buckets, config.sampling.max_tokens)
+  return rollout.cropped(width), sampled.cropped(width)
+
+
+def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
+  """Verdicts on the rollouts: a metric here, no part of the loss."""
+  answers = [p.answer for p in problems for _ in range(setup.rollout.per_question)]
+  return exact.grade(accuracies.decode_rollout(sampled, setup.tokenizer), answers)
+
+
+def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[str, float]:
+  """Scalars of an update; means are over its sampled tokens or its rollouts."""
+  metrics = {'loss': float(report.loss), 'grad_norm': float(report.grad_norm)}
+  metrics |= {name: float(total / max(int(report.tokens), 1)) for name, total in report.sums.items()}
+  metrics |= {
+      'accuracy': float(graded.correct.mean()), 'answered': float(graded.answered.mean()),
+      'length_mean': float(sampled.length.mean()), 'length_min': int(sampled.length.min()),
+      'length_max': int(sampled.length.max()), 'eos_rate': float(sampled.stopped.mean()),
+      'truncation_rate': float(1 - sampled.stopped.mean()), 'tokens': int(report.tokens)}
+  return metrics
+
+
+def validation_accuracy(setup: Setup, weights: state.TrainState) -> float:
+  """Share of sampled answers to the validation problems that are right."""
+  config = setup.evaluate
+  verdicts = accuracies.answer_problems(
+      setup.spec, weights.params, setup.mesh, setup.splits.validation, 'student', setup.views,
+      setup.tokenizer, config.sampling, samples=config.validation_samples, batch=config.batch, seed=config.seed)
+  return float(verdicts.correct.mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownRollout:
+  """One rollout as a person reads it: tokens with the loss at each."""
+
+  problem: str
+  student_prompt: str
+  teacher_prompt: str
+  tokens: list[str]
+  loss: list[float]
+  answer: str
+  correct: bool
+
+
+def show_rollouts(setup: Setup, folder: str, number: int, problems: list[Problem], sampled: Rollout,
+                  graded: Graded, token_loss: np.ndarray) -> None:
+  """Writes the first rollouts of an update to `rollouts/<update>.json`."""
+  if jax.process_index() != 0:
+    return
+  shown = []
+  for row in range(min(_SHOWN, len(sampled.length))):
+    problem, length = problems[row // setup.rollout.per_question], int(sampled.length[row])
+    shown.append(ShownRollout(
+        problem=problem.problem, student_prompt=views.student_prompt(setup.views, problem),
+        teacher_prompt=views.teacher_prompts(setup.views, problem)[0],
+        tokens=[setup.tokenizer.token_text(i) for i in sampled.ids[row, :length].tolist()],
+        loss=[round(float(x), 5) for x in token_loss[row, :length]], answer=problem.answer,
+        correct=bool(graded.correct[row])))
+  os.makedirs(os.path.join(folder, 'rollouts'), exist_ok=True)
+  with open(os.path.join(folder, 'rollouts', f'{number:06d}.json'), 'w') as file:
+    json.dump([dataclasses.asdict(s) for s in shown], file)

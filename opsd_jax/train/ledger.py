@@ -1,0 +1,65 @@
+"""The token ledger: every token that a model read or wrote, and the FLOPs it took."""
+
+import dataclasses
+
+import numpy as np
+
+from opsd_jax.models.flops import forward_flops
+from opsd_jax.models.spec import ModelSpec
+
+_BACKWARD = 3  # forward and backward together, in forwards
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+  """Cumulative counts of real tokens (padding is never counted).
+
+  Attributes:
+    sampled: completion tokens drawn, EOS included.
+    scored_student: completion tokens that the student was trained on.
+    scored_teacher: completion tokens that the teacher scored, over all views.
+    prompt_sampler: prompt tokens prefilled for sampling, once a question.
+    prompt_student: prompt tokens read for the student's loss, once a question.
+    prompt_teacher: prompt tokens read by the teacher, once a question and view.
+    flops: model FLOPs of all that: forwards, and three forwards where gradients are taken.
+  """
+
+  sampled: int = 0
+  scored_student: int = 0
+  scored_teacher: int = 0
+  prompt_sampler: int = 0
+  prompt_student: int = 0
+  prompt_teacher: int = 0
+  flops: int = 0
+
+  def __add__(self, other: 'Ledger') -> 'Ledger':
+    names = [f.name for f in dataclasses.fields(self)]
+    return Ledger(**{n: getattr(self, n) + getattr(other, n) for n in names})
+
+
+def _read_flops(spec: ModelSpec, prompts: np.ndarray, completions: np.ndarray) -> int:
+  """FLOPs to read each prompt once and its completions [Q, n] after it, projecting completions only."""
+  prefill = forward_flops(spec, np.zeros_like(prompts), prompts - 1, with_head=False)
+  before = np.repeat((prompts - 1)[:, None], completions.shape[1], axis=1)
+  return prefill + forward_flops(spec, before.ravel(), completions.ravel(), with_head=True)
+
+
+def rollout_entry(spec: ModelSpec, prompt_length: np.ndarray, length: np.ndarray) -> Ledger:
+  """Sampling completions of `length` [B] after prompts of `prompt_length` [Q]."""
+  completions = np.asarray(length).reshape(len(prompt_length), -1)
+  return Ledger(sampled=int(completions.sum()), prompt_sampler=int(prompt_length.sum()),
+                flops=_read_flops(spec, np.asarray(prompt_length), completions))
+
+
+def student_entry(spec: ModelSpec, prompt_length: np.ndarray, length: np.ndarray) -> Ledger:
+  """Training on the completions."""
+  completions = np.asarray(length).reshape(len(prompt_length), -1)
+  return Ledger(scored_student=int(completions.sum()), prompt_student=int(prompt_length.sum()),
+                flops=_BACKWARD * _read_flops(spec, np.asarray(prompt_length), completions))
+
+
+def teacher_entry(spec: ModelSpec, prompt_length: np.ndarray, length: np.ndarray) -> Ledger:
+  """Scoring the completions under one teacher view."""
+  completions = np.asarray(length).reshape(len(prompt_length), -1)
+  return Ledger(scored_teacher=int(completions.sum()), prompt_teacher=int(prompt_length.sum()),
+                flops=_read_flops(spec, np.asarray(prompt_length), completions))

@@ -1,0 +1,174 @@
+"""The loop that every kind of training shares: restore, update, record, save, stop.
+
+What an update does is the caller's function; this one knows budgets, ledgers, checkpoints and what
+to do with updates that are not finite.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from opsd_jax.checkpoint.store import Store, open_store
+from opsd_jax.train import state as states
+from opsd_jax.train.config import Budget
+from opsd_jax.train.ledger import Ledger
+from opsd_jax.train.progress import progress
+from opsd_jax.train.recorder import Recorder, open_recorder
+from opsd_jax.train.setup import Setup
+from opsd_jax.train.state import TrainState
+
+
+class TrainingStopped(RuntimeError):
+  """Too many updates in a row were not finite. The message says what happened and what to try."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What one update did.
+
+  Attributes:
+    metrics: reproducible scalars.
+    spent: tokens and FLOPs of this update.
+    stepped: False where loss or gradient was not finite and the weights were kept.
+    time: wall-clock seconds of its parts.
+  """
+
+  metrics: dict[str, float]
+  spent: Ledger
+  stepped: bool
+  time: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """The host's side of a checkpoint. The data position is `updates`: data is a function of (seed, update)."""
+
+  updates: int = 0
+  seconds: float = 0.0
+  skipped: int = 0
+  bad_in_a_row: int = 0
+  ledger: Ledger = Ledger()
+
+  @classmethod
+  def from_json(cls, saved: dict[str, Any]) -> 'Progress':
+    """Reads what `dataclasses.asdict` wrote."""
+    return cls(**(saved | {'ledger': Ledger(**saved['ledger'])}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+  """A run that spent its budget."""
+
+  state: TrainState
+  progress: Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What is run, and where.
+
+  Attributes:
+    label: shown in front of the progress.
+    folder: holds `metrics.jsonl` and `checkpoints/`.
+    budget: when it is done.
+    update: `(state, number of updates done) -> (state, outcome)`.
+    validate: `(state) -> accuracy on validation problems`, or None.
+    validate_every: updates between two of those.
+  """
+
+  label: str
+  folder: str
+  budget: Budget
+  update: Callable[[TrainState, int], tuple[TrainState, Outcome]]
+  validate: Callable[[TrainState], float] | None = None
+  validate_every: int = 0
+
+
+def run(work: Work, fresh: TrainState, setup: Setup) -> Finished:
+  """Trains until the budget is spent, from the newest checkpoint in the folder if there is one.
+
+  Raises:
+    TrainingStopped: `loop.max_bad_updates` updates in a row were not finite.
+    CheckpointError: a checkpoint could not be written; the ones before it are whole.
+  """
+  with open_store(os.path.join(work.folder, 'checkpoints'), setup.checkpoint) as store:
+    state, done = _restore(store, fresh)
+    with (open_recorder(work.folder, setup.metrics, done.updates if done.updates else None) as recorder,
+          progress(work.label, setup.metrics.progress, _fraction(work, done)) as show):
+      while _fraction(work, done) < 1:
+        began = time.monotonic()
+        state, outcome = work.update(state, done.updates)
+        done = _count(done, outcome)
+        accuracy = _validate(work, state, done)
+        done = dataclasses.replace(done, seconds=done.seconds + time.monotonic() - began)
+        _record(recorder, show, work, outcome, done, accuracy)
+        _stop_if_bad(work, done, outcome, setup.loop.max_bad_updates)
+        if done.updates % setup.checkpoint.every == 0 or _fraction(work, done) >= 1:
+          store.save(done.updates, state, dataclasses.asdict(done), accuracy)
+    return Finished(state, done)
+
+
+def _restore(store: Store, fresh: TrainState) -> tuple[TrainState, Progress]:
+  found = store.restore(states.abstract(fresh))
+  return (fresh, Progress()) if found is None else (found[1], Progress.from_json(found[2]))
+
+
+def _fraction(work: Work, done: Progress) -> float:
+  tokens = done.ledger.sampled or done.ledger.scored_student
+  return work.budget.fraction(done.updates, tokens, done.seconds)
+
+
+def _count(done: Progress, outcome: Outcome) -> Progress:
+  return dataclasses.replace(
+      done, updates=done.updates + 1, ledger=done.ledger + outcome.spent,
+      skipped=done.skipped + (not outcome.stepped),
+      bad_in_a_row=0 if outcome.stepped else done.bad_in_a_row + 1)
+
+
+def _validate(work: Work, state: TrainState, done: Progress) -> float | None:
+  due = work.validate is not None and work.validate_every and done.updates % work.validate_every == 0
+  return work.validate(state) if due else None
+
+
+def _record(recorder: Recorder, show: Callable[..., None], work: Work, outcome: Outcome, done: Progress,
+            accuracy: float | None) -> None:
+  metrics = dict(outcome.metrics)
+  metrics |= {f'total/{k}': v for k, v in dataclasses.asdict(done.ledger).items()}
+  metrics |= {'total/skipped_updates': done.skipped}
+  if accuracy is not None:
+    metrics['validation_accuracy'] = accuracy
+  tokens = outcome.spent.sampled or outcome.spent.scored_student
+  rate = tokens / max(sum(outcome.time.values()), 1e-9)
+  recorder.write(done.updates, metrics, outcome.time | {'seconds': done.seconds, 'tokens_per_second': rate})
+  watch = {k: v for k, v in metrics.items() if k in ('loss', 'accuracy', 'validation_accuracy')}
+  show(_fraction(work, done), watch, rate, _position(work.budget, done))
+
+
+def _position(budget: Budget, done: Progress) -> str:
+  return f'{done.updates}/{budget.limit:g}' if budget.unit == 'updates' else f'update {done.updates}'
+
+
+def _stop_if_bad(work: Work, done: Progress, outcome: Outcome, limit: int) -> None:
+  """Ends the run after `limit` non-finite updates in a row, leaving a report beside the metrics."""
+  if done.bad_in_a_row < limit:
+    return
+  names = [k for k, v in outcome.metrics.items() if not math.isfinite(v)]
+  report = {
+      'update': done.updates, 'bad_updates_in_a_row': done.bad_in_a_row, 'skipped_in_total': done.skipped,
+      'not_finite': names, 'metrics': {k: repr(v) for k, v in outcome.metrics.items()},
+      'try': ['a lower optimizer.learning_rate', 'optimizer.clip_norm=1.0', 'model.dtype=float32',
+              'objective.entry_clip_max or objective.token_clip']}
+  path = os.path.join(work.folder, 'failure.json')
+  if jax.process_index() == 0:
+    with open(path, 'w') as file:
+      json.dump(report, file, indent=2)
+  raise TrainingStopped(
+      f'[{work.label}] {done.bad_in_a_row} updates in a row were not finite (the last is update '
+      f'{done.updates}; not finite: {", ".join(names)}). The weights are those of the last finite update. '
+      f'Try {", ".join(report["try"][:2])}. Details: {path}.')

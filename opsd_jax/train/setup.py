@@ -1,0 +1,37 @@
+"""What one run works with: the configs of the rooms and the objects made of them, once."""
+
+import dataclasses
+
+import jax
+
+from opsd_jax.checkpoint.config import CheckpointConfig
+from opsd_jax.data.source import DataConfig, Splits
+from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
+from opsd_jax.evaluate.config import EvaluateConfig
+from opsd_jax.models.spec import ModelSpec
+from opsd_jax.rollout.config import RolloutConfig
+from opsd_jax.text.tokenizer import Tokenizer
+from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
+from opsd_jax.train.recorder import MetricsConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """The workbench of a run."""
+
+  seed: int
+  spec: ModelSpec
+  mesh: jax.sharding.Mesh
+  tokenizer: Tokenizer
+  data: DataConfig
+  splits: Splits
+  views: ViewsConfig
+  rollout: RolloutConfig
+  teacher: TeacherConfig
+  objective: ObjectiveConfig
+  optimizer: OptimizerConfig
+  loop: LoopConfig
+  cold_start: ColdStartConfig
+  evaluate: EvaluateConfig
+  checkpoint: CheckpointConfig
+  metrics: MetricsConfig

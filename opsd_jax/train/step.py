@@ -1,0 +1,137 @@
+"""One update as one compiled program: micro-batches, global denominators, one optimiser step.
+
+Axis letters: Q questions, B = Q·n rollouts, T completion tokens, M teacher views, D hidden width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from kernels.linear_logprob.api import linear_logprob
+from opsd_jax.distill import objective
+from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
+from opsd_jax.mesh import constrain
+from opsd_jax.models import model
+from opsd_jax.models.spec import ModelSpec
+from opsd_jax.records import Prompts, Rollout, TeacherScores, length_mask
+from opsd_jax.train import state as states
+from opsd_jax.train.state import TrainState
+
+
+@flax.struct.dataclass
+class StepReport:
+  """What an update tells the host.
+
+  Attributes:
+    loss: scalar, of the global batch.
+    grad_norm: scalar, global norm before clipping.
+    stepped: bool scalar, False where the loss or the gradient was not finite.
+    sums: statistics summed over the batch's tokens.
+    tokens: number of tokens in those sums.
+    token_loss: float32 [B, T], 0 on padding; None where it was not asked for.
+  """
+
+  loss: jax.Array
+  grad_norm: jax.Array
+  stepped: jax.Array
+  sums: dict[str, jax.Array]
+  tokens: jax.Array
+  token_loss: jax.Array | None
+
+
+def split(tree: Any, parts: int, groups: int) -> Any:
+  """[groups·n, ...] -> [parts, groups·n / parts, ...], question by question.
+
+  Strided, so that each part takes questions from every shard of the rows.
+  """
+
+  def one(x):
+    grouped = x.reshape(groups // parts, parts, -1, *x.shape[1:])
+    return jnp.swapaxes(grouped, 0, 1).reshape(parts, -1, *x.shape[1:])
+
+  return jax.tree.map(one, tree)
+
+
+def join(x: jax.Array, groups: int) -> jax.Array:
+  """The inverse of `split` for one array [parts, rows, ...]."""
+  parts = x.shape[0]
+  grouped = x.reshape(parts, groups // parts, -1, *x.shape[2:])
+  return jnp.swapaxes(grouped, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def accumulate(loss_fn: Callable[..., Any], params: model.Params, parts: Any):
+  """Sums of loss, statistics and gradients over micro-batches, and their stacked per-row outputs.
+
+  `loss_fn(params, part)` returns (loss, (sums, rows)); its weights are already those of the global
+  batch, so plain sums are exact whatever the split.
+  """
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def body(total, part):
+    (loss, (sums, rows)), grads = grad_fn(params, part)
+    return jax.tree.map(jnp.add, total, (loss, sums, grads)), rows
+
+  shape = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts))
+  (loss, (sums, _)), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+  return jax.lax.scan(body, (loss, sums, grads), parts)
+
+
+def make_distill_step(spec: ModelSpec, config: ObjectiveConfig, teacher: TeacherConfig,
+                      optimizer: optax.GradientTransformation, *, valid_vocab: int,
+                      micro_batches: int = 1) -> Callable[..., tuple[TrainState, StepReport]]:
+  """Compiles `(state, prompts, rollout, scores, frozen_head) -> (state, report)`.
+
+  The state is donated, so the head of an EMA or live teacher is taken from it inside the program;
+  `frozen_head` is [V, D] for a frozen teacher, else None.
+  """
+
+  def loss_fn(teacher_head, params, part):
+    prompts, rollout, weights, scores = part
+    hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, rollout.ids)
+    head = constrain(model.head(spec, params), 'vocab', None)  # gathered over fsdp once, not once a chunk
+    loss, out = objective.compare(hidden, head, scores, teacher_head, rollout.ids, config, valid_vocab)
+    mask = rollout.mask
+    loss = jnp.where(mask, loss, 0.0)
+    sums = objective.statistics(loss, out, mask, rollout.raw_logp, config.token_clip)
+    return jnp.sum(weights * loss), (jax.lax.stop_gradient(sums), jax.lax.stop_gradient(loss))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state: TrainState, prompts: Prompts, rollout: Rollout, scores: TeacherScores, frozen_head):
+    questions = prompts.ids.shape[0]
+    weights = objective.token_weights(rollout.length, rollout.ids.shape[1], config.reduction)
+    batch = (prompts, rollout, weights, scores.hidden[0])
+    parts = split(batch, micro_batches, questions)
+    teacher_head = model.head(spec, state.teacher) if teacher.kind == 'ema' else frozen_head
+    (loss, sums, grads), rows = accumulate(functools.partial(loss_fn, teacher_head), state.params, parts)
+    state, norm, stepped = states.step(state, grads, loss, optimizer, teacher)
+    return state, StepReport(loss, norm, stepped, sums, jnp.sum(rollout.length), join(rows, questions))
+
+  return update
+
+
+def make_supervised_step(spec: ModelSpec, optimizer: optax.GradientTransformation, *, valid_vocab: int,
+                         chunk_tokens: int = 1024) -> Callable[..., tuple[TrainState, StepReport]]:
+  """Compiles `(state, prompts, ids [B, T], length [B]) -> (state, report)`: cross-entropy of completions."""
+
+  def loss_fn(params, prompts, ids, mask):
+    hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, ids)
+    out = linear_logprob(hidden, constrain(model.head(spec, params), 'vocab', None), ids,
+                         valid_vocab=valid_vocab, chunk_tokens=chunk_tokens)
+    count = jnp.maximum(jnp.sum(mask), 1)
+    sums = {'token_loss': -out.logp, 'student_entropy': out.entropy, 'greedy_hit': out.correct}
+    sums = {k: jnp.sum(jnp.where(mask, v, 0.0)) for k, v in sums.items()}
+    return sums['token_loss'] / count, jax.lax.stop_gradient(sums)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state: TrainState, prompts: Prompts, ids: jax.Array, length: jax.Array):
+    mask = length_mask(length, ids.shape[1])
+    (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, prompts, ids, mask)
+    state, norm, stepped = states.step(state, grads, loss, optimizer, TeacherConfig())
+    return state, StepReport(loss, norm, stepped, sums, jnp.sum(length), None)
+
+  return update

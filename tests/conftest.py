@@ -1,0 +1,44 @@
+"""What every test runs under: eight CPU devices, strict shapes, repeatable examples.
+
+The environment is set before JAX is first imported; a machine's accelerator is used only when
+JAX_PLATFORMS names it.
+"""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('MPLBACKEND', 'Agg')
+
+import importlib.util  # noqa: E402
+import pathlib  # noqa: E402
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+hypothesis.settings.register_profile('repeatable', derandomize=True, deadline=None)
+hypothesis.settings.load_profile('repeatable')
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+  """Skips the tests marked `reference` where the PyTorch side is not installed."""
+  missing = [name for name in ('torch', 'transformers') if importlib.util.find_spec(name) is None]
+  skip = pytest.mark.skip(reason=f'needs {" and ".join(missing)}: make test-reference')
+  for item in items:
+    if missing and item.get_closest_marker('reference'):
+      item.add_marker(skip)
+
+
+@pytest.fixture(scope='session')
+def data_root() -> pathlib.Path:
+  """The folder of data sets and tokenizers that are not part of the repository, else skips."""
+  named = os.environ.get('OPSD_DATA')
+  folder = pathlib.Path(named) if named else REPOSITORY.parent / 'shared' / 'data'
+  if not folder.is_dir():
+    pytest.skip(f'no data at {folder}: set OPSD_DATA to the folder with gsm8k, tokenizers, ...')
+  return folder
