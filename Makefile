@@ -9,6 +9,7 @@
 
 WORKERS ?= 2
 PY := .venv/bin/python
+TORCH_CPU := https://download.pytorch.org/whl/cpu
 PYTHONS := python3.11 python3.12 python3.13 python3
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -63,6 +64,7 @@ clean: ## remove .venv, caches and build products; runs/ stays
 
 .venv/.reference: .venv/.test requirements/reference.txt
 	@echo 'Installing PyTorch and others into .venv ...'
+	@$(PIP) --retries 1 --index-url $(TORCH_CPU) torch || echo 'Going on with the default build.'
 	$(PIP) -r requirements.txt -r requirements/test.txt -r requirements/reference.txt
 	@touch $@
 

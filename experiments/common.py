@@ -6,22 +6,25 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments import recipes
 from opsd_jax import config as configs
 from opsd_jax import experiment as experiments
-from opsd_jax.checkpoint.store import CheckpointError
+from opsd_jax.checkpoint.errors import CheckpointError, chain, describe, is_full
 from opsd_jax.config import ConfigError
 from opsd_jax.experiment import Experiment
+from opsd_jax.files import write_json
 from opsd_jax.train.loop import TrainingStopped
 
-_EXPERIMENT = flags.DEFINE_string('experiment', None, 'Recipe to run: a file name in experiments/recipes. '
-                                  'See --list.')
-_SET = flags.DEFINE_multi_string('set', [], 'A setting to change, as --set=optimizer.learning_rate=1e-4. '
-                                 'May be repeated; every setting is in the run\'s config.json.')
-_BUDGET = flags.DEFINE_string('budget', None, 'Stop after tokens:N (sampled), updates:N or minutes:X. '
-                              'Short for --set=loop.budget=...')
+_EXPERIMENT = flags.DEFINE_string(
+    'experiment', None, 'Recipe to run: a file name in experiments/recipes. See --list.')
+_SET = flags.DEFINE_multi_string(
+    'set', [], 'A setting to change, as --set=optimizer.learning_rate=1e-4. May be repeated; '
+    "every setting is in the run's config.json.")
+_BUDGET = flags.DEFINE_string(
+    'budget', None, 'Stop after tokens:N (sampled), updates:N or minutes:X. '
+    'Short for --set=loop.budget=...')
 _LIST = flags.DEFINE_bool('list', False, 'List the recipes and end.')
 
 
@@ -34,29 +37,55 @@ def experiment_from_flags() -> Experiment:
   if _EXPERIMENT.value is None:
     raise ConfigError(f'--experiment is missing. Recipes: {", ".join(recipes.names())}.')
   budget = [] if _BUDGET.value is None else [f'loop.budget={_BUDGET.value}']
-  chosen = configs.override(recipes.load(_EXPERIMENT.value), [*_SET.value, *budget])
-  experiments.validate(chosen)
-  return chosen
+  return with_settings(recipes.load(_EXPERIMENT.value), [*_SET.value, *budget])
 
 
-def run(main: Callable[[], None], documentation: str | None) -> None:
-  """Runs an entry point: `--help` shows its documentation, and an expected error is one clear line."""
+def with_settings(experiment: Experiment, assignments: list[str]) -> Experiment:
+  """The experiment with settings changed, checked."""
+  changed = configs.override(experiment, assignments)
+  experiments.validate(changed)
+  return changed
+
+
+def run(main: Callable[[], int | None], documentation: str | None) -> None:
+  """Runs an entry point: `--help` shows its documentation, an expected error is one clear line."""
   sys.modules['__main__'].__doc__ = f'{documentation}\nRecipes:\n{listing()}\n'
 
   def guarded(arguments: list[str]) -> int:
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # absl's default shows every step of every checkpoint
     try:
       if len(arguments) > 1:
         raise ConfigError(f'{arguments[1]!r} is not a flag; write --set=field=value for a setting.')
       if _LIST.value:
         print(listing())
         return 0
-      main()
-    except (ConfigError, CheckpointError, TrainingStopped) as error:
-      print(f'error: {error}', file=sys.stderr)
+      return main() or 0
+    except (ConfigError, CheckpointError, TrainingStopped, OSError) as error:
+      message = explain(error)
+      if message is None:
+        raise
+      print(f'error: {message}', file=sys.stderr)
       return 2 if isinstance(error, ConfigError) else 1
-    return 0
 
   app.run(guarded)
+
+
+def explain(error: BaseException) -> str | None:
+  """One line for the user, or None for an error that nobody expected.
+
+  A full disk can fail a checkpoint and then the closing of the metrics: the checkpoint's error knows more.
+  """
+  known = (ConfigError, CheckpointError, TrainingStopped)
+  expected = next((e for e in chain(error) if isinstance(e, known)), None)
+  if expected is not None:
+    return str(expected)
+  if not is_full(error):
+    return None
+  notes = getattr(error, '__notes__', [])  # of a checkpoint that failed for the same cause
+  remedy = ('Remedy: free space or choose another --workdir, then run the same command: it continues from the '
+            'last checkpoint.')
+  return ' '.join([f'the disk is full: {describe(error)}.', *(notes or [remedy])])
 
 
 def listing() -> str:
@@ -65,7 +94,7 @@ def listing() -> str:
 
 
 def claim_workdir(workdir: str | None, experiment: Experiment) -> str:
-  """Makes the folder, or checks that it belongs to this experiment; saves the resolved config in it.
+  """Makes the folder, or checks that it belongs to this experiment; saves the config in it.
 
   Raises:
     ConfigError: no folder was named, it cannot be written, or another experiment owns it.
@@ -87,8 +116,8 @@ def _require_writable(workdir: str) -> None:
     with tempfile.TemporaryFile(dir=workdir):
       pass
   except OSError as error:
-    raise ConfigError(f'--workdir={workdir} cannot be written: {error.strerror or error}. Choose another '
-                      'folder, or change its permissions.') from error
+    raise ConfigError(f'--workdir={workdir} cannot be written: {error.strerror or error}. Choose '
+                      'another folder, or change its permissions.') from error
 
 
 def _require_same(path: str, wanted: dict) -> None:
@@ -96,18 +125,11 @@ def _require_same(path: str, wanted: dict) -> None:
     with open(path) as file:
       saved = json.load(file)
   except ValueError as error:
-    raise ConfigError(f'{path} is not JSON: {error}. Remove it, or choose another --workdir.') from error
+    raise ConfigError(
+        f'{path} is not JSON: {error}. Remove it, or choose another --workdir.') from error
   changed = [line for line in configs.differences(saved, wanted)
              if not line.startswith(experiments.CONTINUABLE)]
   if changed:
-    raise ConfigError(f'--workdir={os.path.dirname(path)} belongs to another experiment. What differs: '
-                      f'{"; ".join(changed[:5])}. Choose another --workdir, or remove that one.')
-
-
-def write_json(path: str, value: object) -> None:
-  """Writes JSON whole or not at all."""
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w') as file:
-    json.dump(value, file, indent=2)
-    file.write('\n')
-  os.replace(temporary, path)
+    raise ConfigError(f'--workdir={os.path.dirname(path)} belongs to another experiment. What '
+                      f'differs: {"; ".join(changed[:5])}. Choose another --workdir, or remove '
+                      'that one.')

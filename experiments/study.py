@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments.common import write_json
+from opsd_jax.files import write_json
 from opsd_jax.evaluate import accuracy
 from opsd_jax.experiment import Experiment, build, with_control
 from opsd_jax.models.model import Params

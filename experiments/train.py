@@ -17,6 +17,7 @@ from experiments import common, study
 from opsd_jax.analyze.report import write_report
 from opsd_jax.analyze.table import format_table
 
+flags.adopt_module_key_flags(common)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if absent, continued if not.')
 
 

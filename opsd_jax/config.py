@@ -89,7 +89,7 @@ def parse(text: str, kind: Any, setting: str) -> Any:
     if option is not type(None):
       try:
         return _parse_one(text, option)
-      except (ValueError, SyntaxError):
+      except (ValueError, SyntaxError, KeyError, TypeError):
         continue
   expected = ' or '.join(_type_name(o) for o in options)
   raise ConfigError(f'{setting} is {text!r}, which is not a value of type {expected}.')
@@ -104,11 +104,9 @@ def _parse_one(text: str, kind: Any) -> Any:
   if kind is str:
     return text
   if origin is typing.Literal:
-    if text not in typing.get_args(kind):
-      raise ValueError(text)
-    return text
+    return {str(choice): choice for choice in typing.get_args(kind)}[text]
   if origin is tuple:
-    return _parse_tuple(text, typing.get_args(kind)[0])
+    return _parse_tuple(text, typing.get_args(kind))
   raise ValueError(f'values of type {kind} are not set from text')
 
 
@@ -118,11 +116,17 @@ def _parse_bool(text: str) -> bool:
   return text.lower() in ('true', '1')
 
 
-def _parse_tuple(text: str, item_kind: Any) -> tuple:
-  """Reads `a,b` or Python's `("a", "b")`."""
+def _parse_tuple(text: str, kinds: tuple[Any, ...]) -> tuple:
+  """Reads `a,b` or Python's `("a", "b")`; `kinds` are the arguments of the `tuple[...]`."""
   if text.startswith(('(', '[')):
-    return tuple(_parse_one(str(item), item_kind) for item in ast.literal_eval(text))
-  return tuple(_parse_one(item.strip(), item_kind) for item in text.split(',') if item.strip())
+    items = ast.literal_eval(text)
+    if not isinstance(items, tuple | list):
+      raise ValueError(f'{text} is no tuple; a tuple of one is ({items!r},)')
+  else:
+    items = [item.strip() for item in text.split(',') if item.strip()]
+  if kinds[-1] is Ellipsis:
+    kinds = kinds[:1] * len(items)
+  return tuple(_parse_one(str(i), kind) for i, kind in zip(items, kinds, strict=True))
 
 
 def _is_union(kind: Any) -> bool:

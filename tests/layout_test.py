@@ -19,6 +19,7 @@ RANK = {
   'kernels': -2,
   'opsd_jax': -1,  # its __init__ runs before every room, so it imports none
   'opsd_jax.records': 0, 'opsd_jax.config': 0, 'opsd_jax.mesh': 0,
+  'opsd_jax.jsonlines': 0, 'opsd_jax.files': 0,
   'opsd_jax.checkpoint': 1, 'opsd_jax.data': 1, 'opsd_jax.text': 1, 'opsd_jax.grade': 1,
   'opsd_jax.models': 1,
   'opsd_jax.rollout': 2, 'opsd_jax.distill': 2,

@@ -55,9 +55,9 @@ def measure(
     A record for each implementation: sizes, `wall_ms` (median), `temp_bytes` (the compiler's
     temporaries, None where it does not say), `loss`, and ratios to the first implementation.
   """
-  floats, targets = _inputs(batch, tokens, dim, vocab, dtype)
-  steps = {name: _compile(name, floats, targets, spec, chunk_tokens) for name in implementations}
-  walls = _medians(steps, floats[:2], repeats)
+  arrays = _inputs(batch, tokens, dim, vocab, dtype)
+  steps = {name: _compile(name, arrays, spec, chunk_tokens) for name in implementations}
+  walls = _medians(steps, arrays, repeats)
   records = []
   for name, step in steps.items():
     analysis = step.memory_analysis()
@@ -65,27 +65,26 @@ def measure(
       implementation=name, batch=batch, tokens=tokens, dim=dim, vocab=vocab, dtype=dtype,
       chunk_tokens=chunk_tokens, wall_ms=walls[name],
       temp_bytes=analysis.temp_size_in_bytes if analysis else None,
-      loss=float(step(*floats[:2])[0]),
+      loss=float(step(*arrays)[0]),
     ))
   return [record | _ratios(record, records[0]) for record in records]
 
 
-def _inputs(batch: int, tokens: int, dim: int, vocab: int, dtype: str):
+def _inputs(batch: int, tokens: int, dim: int, vocab: int, dtype: str) -> tuple[jax.Array, ...]:
   keys = jax.random.split(jax.random.key(0), 5)
   student, teacher = (jax.random.normal(k, (batch, tokens, dim), dtype) for k in keys[:2])
   heads = [jax.random.normal(k, (vocab, dim)) * dim**-0.5 for k in keys[2:4]]
   targets = jax.random.randint(keys[4], (batch, tokens), 0, vocab)
-  return (student, heads[0], teacher, heads[1]), targets
+  return student, heads[0], teacher, heads[1], targets
 
 
-def _compile(name: str, floats, targets, spec: DivergenceSpec, chunk_tokens: int):
-  def loss(student, head):
-    result = linear_divergence(
-      student, head, *floats[2:], targets, spec, chunk_tokens=chunk_tokens, implementation=name
-    )
-    return jnp.mean(result.loss)
+def _compile(name: str, arrays: Sequence[jax.Array], spec: DivergenceSpec, chunk_tokens: int):
+  # All arrays are arguments: the compiler would work out the logits of a constant teacher itself.
+  def loss(*arrays):
+    keywords = dict(chunk_tokens=chunk_tokens, implementation=name)
+    return jnp.mean(linear_divergence(*arrays, spec, **keywords).loss)
 
-  return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*floats[:2]).compile()
+  return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile()
 
 
 def _medians(steps: dict[str, Callable], arguments, repeats: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opsd_jax.analyze.runs import Arm, Run
+from opsd_jax.analyze.runs import Arm, Run, label
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ def draw_curves(run: Run) -> 'Figure':
   from matplotlib.figure import Figure
   figure = Figure(figsize=(15, 8.6), layout='constrained')
   axes = figure.subplots(2, 3)
+  figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
   panels = (_cold_start, _loss, _accuracy, _entropy, _length, _grad_norm)
   for panel, ax in zip(panels, axes.flat, strict=True):
     panel(ax, run)
@@ -62,15 +63,25 @@ def _accuracy(ax: 'Axes', run: Run) -> None:
   for arm, style in _styles(run):
     x, y = _series(arm, 'validation_accuracy')
     ax.plot(x, 100 * y, color=style[0], marker='o', markersize=5, linewidth=0)
-  for name, dashes, text in (('teacher_view', (0, (4, 2)), "base, teacher's view"),
-                             ('base', (0, (1, 1.5)), 'cold start (base)')):
-    if ((run.results or {}).get(name) or {}).get('sampled_accuracy') is not None and ax.lines:
-      ax.axhline(100 * run.results[name]['sampled_accuracy'], color='#888888', linestyle=dashes,
-                 linewidth=1.4, label=f'{text}, test')
   if ax.lines:
+    # Arms start from the level of the base on the left, and may reach the teacher's on the right.
+    _reference(ax, run, 'teacher_view', x=0.01, side='left')
+    _reference(ax, run, 'base', x=0.99, side='right')
     ax.plot([], [], color=_INK, linewidth=1.8, label='rollouts (training)')
     ax.plot([], [], color=_INK, marker='o', markersize=5, linewidth=0, label='validation')
-    ax.set_ylim(-2, 102)
+    ax.set_ylim(-2, 100)
+
+
+def _reference(ax: 'Axes', run: Run, name: str, x: float, side: str) -> None:
+  """A level that was measured once, on the test problems."""
+  share = ((run.results or {}).get(name) or {}).get('sampled_accuracy')
+  if share is None:
+    return
+  ax.axhline(100 * share, color='#999999', linestyle=(0, (1, 1.5)), linewidth=1.4)
+  below = share > 0.08
+  ax.annotate(f'{label(name)}, test', (x, 100 * share), xycoords=('axes fraction', 'data'),
+              xytext=(0, -3 if below else 3), textcoords='offset points', ha=side,
+              va='top' if below else 'bottom', fontsize=8.5, color='#666666')
 
 
 def _entropy(ax: 'Axes', run: Run) -> None:
@@ -94,7 +105,11 @@ def _grad_norm(ax: 'Axes', run: Run) -> None:
   ax.set(title='Gradient norm, before clipping', ylabel='global norm (log scale)')
   _each(ax, run, 'grad_norm', positive=True)
   if ax.lines:
+    from matplotlib.ticker import LogLocator, NullFormatter
     ax.set_yscale('log')
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter('{x:g}')  # 0.1 rather than a power of ten
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _each(ax: 'Axes', run: Run, name: str, **options: Any) -> None:
@@ -113,8 +128,8 @@ def _styles(run: Run) -> list[tuple[Arm, tuple[str, Any]]]:
   return found
 
 
-def _line(ax: 'Axes', arm: Arm, name: str, style: tuple[str, Any], x: str = _TOKENS, scale: float = 1,
-          smooth_only: bool = False, positive: bool = False) -> None:
+def _line(ax: 'Axes', arm: Arm, name: str, style: tuple[str, Any], x: str = _TOKENS,
+          scale: float = 1, smooth_only: bool = False, positive: bool = False) -> None:
   """Draws a metric: every update faintly, and a running mean where there are many."""
   at, y = _series(arm, name, x)
   y = np.where(y > 0, y, math.nan) if positive else scale * y
@@ -137,10 +152,13 @@ def _running_mean(y: np.ndarray, width: int) -> np.ndarray:
   """Centred mean over about `width` updates, over fewer at the ends; skips what is not finite."""
   if width < 2:
     return y
+
   def windowed(values):
     return np.convolve(values, np.ones(2 * (width // 2) + 1), 'same')
+
   known = np.isfinite(y)
-  return windowed(np.where(known, y, 0.0)) / np.where(windowed(known) > 0.5, windowed(known), math.nan)
+  updates = windowed(known.astype(float))
+  return windowed(np.where(known, y, 0.0)) / np.where(updates > 0.5, updates, math.nan)
 
 
 def _finish(ax: 'Axes') -> None:
@@ -158,8 +176,9 @@ def _finish(ax: 'Axes') -> None:
     ax.text(0.5, 0.5, 'nothing recorded (yet)', transform=ax.transAxes, ha='center', va='center',
             color='#888888')
     return
-  if ax.get_yscale() == 'linear' and 'entropy' not in ax.get_ylabel() and 'length' not in ax.get_ylabel():
-    ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+  if ax.get_yscale() == 'linear':  # From 0, so that small changes look small.
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(0, low), high + 0.04 * (high - min(0, low)))
   if ax.get_legend_handles_labels()[1]:
     ax.legend(fontsize=8.5, frameon=True, framealpha=0.85, edgecolor='none')
 
@@ -168,9 +187,10 @@ def _legend(figure: 'Figure', run: Run) -> None:
   """One key of the arms' colours for all panels."""
   from matplotlib.lines import Line2D
   keys = [Line2D([], [], color=colour, linestyle=dashes, linewidth=2.6, label=_plain(arm.label))
-          for arm, (colour, dashes) in _styles(run)]
-  figure.legend(handles=keys, loc='outside lower center', ncols=min(len(keys), 4), frameon=False,
-                fontsize=10.5)
+          for arm, (colour, dashes) in _styles(run) if arm.metrics]
+  if keys:
+    figure.legend(handles=keys, loc='outside lower center', ncols=min(len(keys), 4),
+                  frameon=False, fontsize=10.5)
 
 
 def _plain(text: str) -> str:

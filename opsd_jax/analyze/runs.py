@@ -2,21 +2,19 @@
 
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from opsd_jax import jsonlines
 from opsd_jax.config import require
-
-Row = dict[str, Any]
+from opsd_jax.jsonlines import Row
 
 LABELS = {
     'cold_start': 'cold start', 'base': 'cold start (base)', 'teacher_view': "base, teacher's view",
     'opsd': 'OPSD', 'no_privilege': 'control: no privilege',
     'sharpened_no_privilege': 'control: no privilege, sharpened'}
-_NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +100,8 @@ def read_run(folder: str | os.PathLike) -> Run:
     ValueError: a metrics line before the last is not JSON.
   """
   folder = os.fspath(folder)
-  require(os.path.isdir(folder), f'workdir is {folder!r}, which is not a folder; name that of a run.')
+  require(os.path.isdir(folder),
+          f'workdir is {folder!r}, which is not a folder; name that of a run.')
   config = _read_json(os.path.join(folder, 'config.json')) or {}
   labels = {c['name']: c['label'] for c in config.get('controls') or [] if c.get('label')}
   arms = {name: _read_arm(name, path, labels) for name, path in _arm_folders(folder, config)}
@@ -123,41 +122,27 @@ def _arm_folders(folder: str, config: Row) -> Iterator[tuple[str, str]]:
 
 
 def _read_arm(name: str, folder: str, labels: Mapping[str, str]) -> Arm:
-  return Arm(name, label(name, labels), read_metrics(os.path.join(folder, 'metrics.jsonl')),
-             _read_rollouts(os.path.join(folder, 'rollouts')),
-             _read_json(os.path.join(folder, 'failure.json')))
+  metrics = _read_metrics(os.path.join(folder, 'metrics.jsonl'))
+  failure = _read_json(os.path.join(folder, 'failure.json'))
+  if failure and metrics and metrics[-1]['step'] > failure['update']:
+    failure = None  # It was continued and got past that.
+  rollouts = _read_rollouts(os.path.join(folder, 'rollouts'))
+  return Arm(name, label(name, labels), metrics, rollouts, failure)
 
 
-def read_metrics(path: str | os.PathLike) -> list[Row]:
-  """Rows of a `metrics.jsonl`, [] where there is none; a torn last line is left out.
-
-  Raises:
-    ValueError: a line before the last is not JSON.
-  """
-  if not os.path.exists(path):
+def _read_metrics(path: str) -> list[Row]:
+  """[] where there is no file (yet)."""
+  try:
+    return jsonlines.read(path)
+  except FileNotFoundError:
     return []
-  with open(path, 'rb') as file:
-    lines = file.read().splitlines()
-  rows = []
-  for number, line in enumerate(lines, 1):
-    try:
-      rows.append({k: _finite_by_name(v) for k, v in json.loads(line).items()})
-    except ValueError as error:
-      if number < len(lines):
-        raise ValueError(f'{path}, line {number} is not JSON: {error}') from error
-  return rows
-
-
-def _finite_by_name(value: Any) -> Any:
-  """Strict JSON has no NaN, so the file names the non-finite numbers."""
-  return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _read_rollouts(folder: str) -> dict[int, list[Shown]]:
   names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-  numbers = [int(name[:-5]) for name in names if re.fullmatch(r'\d+\.json', name)]
-  found = {n: _read_json(os.path.join(folder, f'{n:06d}.json')) for n in sorted(numbers)}
-  return {n: [Shown(**row) for row in rows] for n, rows in found.items() if rows}
+  found = {int(name[:-5]): _read_json(os.path.join(folder, name)) for name in names
+           if re.fullmatch(r'\d+\.json', name)}
+  return {n: [Shown(**row) for row in found[n]] for n in sorted(found) if found[n]}
 
 
 def _read_json(path: str) -> Any:

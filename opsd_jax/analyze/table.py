@@ -1,6 +1,7 @@
 """The summary of a run's evaluation: for the terminal, for HTML, and over several seeds."""
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def summary_rows(results: Mapping[str, Any], labels: Labels = None) -> list[list
   size, unit = flops_unit(max((s.get('flops', 0) for s in spent.values()), default=0))
   draws = max((int(k) for arm in arms.values() for k in arm.get('pass_at', {})), default=1)
   rows = [['arm', 'sampled % [95 %]', 'greedy % [95 %]', f'pass@{draws} %', 'answered %',
-           'mean length', 'updates', 'tokens sampled', f'train {unit}FLOPs']]
+           'length', 'updates', 'sampled tokens', f'train {unit}FLOPs']]
   for name, arm in arms.items():
     flops = spent[name].get('flops')
     rows.append([
@@ -51,15 +52,15 @@ def summary_note(results: Mapping[str, Any]) -> str:
   arm = next(iter(evaluated(results).values()), None)
   if arm is None:
     return ''
-  return (f'{arm.get("problems", "?")} held-out problems, {arm.get("samples", "?")} samples of each; '
-          'intervals are over problems. Tokens and model FLOPs are those of training the arm, '
-          'the cold start in its own row.')
+  return (f'{arm.get("problems", "?")} held-out problems, {arm.get("samples", "?")} samples of '
+          'each; intervals are over problems. Tokens and model FLOPs are what training the arm '
+          'took, without the cold start before it.')
 
 
 def format_table(results: Mapping[str, Any], labels: Labels = None) -> str:
   """The summary as aligned plain text, without a newline at its end."""
   lines = aligned(summary_rows(results, labels))
-  return '\n'.join([*lines, summary_note(results)]).rstrip()
+  return '\n'.join([*lines, *textwrap.wrap(summary_note(results), 100)])
 
 
 def html_table(results: Mapping[str, Any], labels: Labels = None) -> str:
@@ -137,8 +138,9 @@ def count(number: float | None) -> str:
 
 
 def short(number: float) -> str:
-  """Two or three digits that matter, never in powers of ten."""
-  return f'{number:,.0f}' if abs(number) >= 100 else f'{number:.1f}' if abs(number) >= 10 else f'{number:.2f}'
+  """About three digits, never in powers of ten: '3.14', '31.4', '314'."""
+  decimals = 0 if abs(number) >= 100 else 1 if abs(number) >= 10 else 2
+  return f'{number:,.{decimals}f}'
 
 
 def flops_unit(largest: float) -> tuple[float, str]:

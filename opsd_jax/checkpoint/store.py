@@ -7,24 +7,17 @@ turns its failures into one error that says what to do.
 
 import contextlib
 import dataclasses
-import errno
 import json
-import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from orbax.checkpoint import v1 as ocp
 
+from opsd_jax.checkpoint import errors
 from opsd_jax.checkpoint.config import CheckpointConfig, validate
-
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_FULL_WORDS = tuple(os.strerror(code) for code in _FULL) + ('RESOURCE_EXHAUSTED', 'ENOSPC')
-
-
-class CheckpointError(RuntimeError):
-  """A checkpoint that could not be written or read. The message names the folder and the remedy."""
+from opsd_jax.checkpoint.errors import CheckpointError
 
 
 class Store:
@@ -106,7 +99,7 @@ class Store:
     steps = [c.step for c in self._checkpointer.checkpoints]
     if found not in steps:
       raise CheckpointError(f'{self.folder} has no checkpoint of step {found}; it has {steps}.')
-    loaded = _reading(f'{self.folder}, step {found}', lambda: (
+    loaded = errors.reading(f'{self.folder}, step {found}', lambda: (
         self._checkpointer.load_checkpointables(found, {'state': abstract_state, 'host': None})))
     return found, loaded['state'], loaded['host']
 
@@ -156,10 +149,10 @@ class Store:
       self._checkpointer.reload()
       newest = self._checkpointer.latest
       start = f'continues from step {newest.step}' if newest else 'starts from the beginning'
-      remedy = 'free space' if _is_full(error) else 'remove the cause'
+      remedy = 'free space' if errors.is_full(error) else 'remove the cause'
       raise CheckpointError(
-          f'Saving step {step} in {self.folder} failed: {_describe(error)}. Remedy: {remedy} or '
-          f'choose another --workdir, then run the same command: it {start}.') from error
+          f'Saving step {step} in {self.folder} failed: {errors.describe(error)}. Remedy: {remedy} '
+          f'or choose another --workdir, then run the same command: it {start}.') from error
 
 
 def open_store(folder: str | os.PathLike, cfg: CheckpointConfig = CheckpointConfig(), *,
@@ -174,7 +167,7 @@ def open_store(folder: str | os.PathLike, cfg: CheckpointConfig = CheckpointConf
     CheckpointError: `read_only` and no such folder.
   """
   validate(cfg)
-  _without_background_tracebacks()
+  errors.silence_background_tracebacks()
   folder = _absolute(folder)
   if read_only and not ocp.path.Path(folder).exists():
     raise CheckpointError(f'There are no checkpoints in {folder}; check --workdir.')
@@ -190,15 +183,16 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
   Raises:
     CheckpointError: the folder exists, or it could not be written.
   """
-  _without_background_tracebacks()
+  errors.silence_background_tracebacks()
   folder = _absolute(folder)
   if ocp.path.Path(folder).exists():
     raise CheckpointError(f'{folder} already exists; choose another folder or remove it.')
   try:
     ocp.save(folder, tree)
   except Exception as error:
-    remedy = 'Free space or choose another folder.' if _is_full(error) else 'Choose another folder.'
-    raise CheckpointError(f'Saving {folder} failed: {_describe(error)}. {remedy}') from error
+    remedy = 'Free space or choose' if errors.is_full(error) else 'Choose'
+    raise CheckpointError(f'Saving {folder} failed: {errors.describe(error)}. '
+                          f'{remedy} another folder.') from error
 
 
 def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
@@ -208,7 +202,7 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
     CheckpointError: the folder is absent or does not fit `abstract`.
   """
   folder = _absolute(folder)
-  return _reading(folder, lambda: ocp.load(folder, abstract))
+  return errors.reading(folder, lambda: ocp.load(folder, abstract))
 
 
 def _absolute(folder: str | os.PathLike) -> str:
@@ -242,50 +236,3 @@ class _Retention:
     best = {step for _, step in scored[max(0, len(scored) - self.best):]}
     last = {c.step for c in checkpoints[-self.last:]}
     return [c.step in last | best for c in checkpoints]
-
-
-def _reading(where: str, load: Callable[[], Any]) -> Any:
-  try:
-    return load()
-  except Exception as error:
-    raise CheckpointError(
-        # The root says what does not fit; what is raised over it lists Orbax's handlers.
-        f'Loading {where} failed: {_describe(list(_chain(error))[-1])}. Remedy: use the model and '
-        'optimizer settings it was saved with, or choose another --workdir.') from error
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  """The error, the members of a group, and what caused them; the root comes last."""
-  while error is not None:
-    yield error
-    for member in getattr(error, 'exceptions', ()):
-      yield from _chain(member)
-    error = error.__cause__ or error.__context__
-
-
-def _is_full(error: BaseException) -> bool:
-  # The array writer reports the operating system's message in a ValueError, without its number.
-  return any(getattr(e, 'errno', None) in _FULL or any(word in str(e) for word in _FULL_WORDS)
-             for e in _chain(error))
-
-
-def _describe(error: BaseException) -> str:
-  """The error's type and message on one line of bounded length."""
-  message = ' '.join(str(error).split()).rstrip('.')
-  return f'{type(error).__name__}: {message[:400]}' if message else type(error).__name__
-
-
-def _without_background_tracebacks() -> None:
-  """Silences Orbax's own error log, once.
-
-  A failed background save prints the same traceback from each of its threads, hundreds of lines
-  that bury the `CheckpointError` which carries the same cause.
-  """
-  logger = logging.getLogger('absl')
-  if _is_not_orbax_error not in logger.filters:
-    logger.addFilter(_is_not_orbax_error)
-
-
-def _is_not_orbax_error(record: logging.LogRecord) -> bool:
-  in_orbax = f'{os.sep}orbax{os.sep}' in record.pathname
-  return not (in_orbax and record.levelno == logging.ERROR)

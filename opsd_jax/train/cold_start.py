@@ -21,16 +21,21 @@ from opsd_jax.train.setup import Setup
 
 def run(setup: Setup, folder: str) -> loop.Finished:
   """Trains `cold_start.updates` supervised updates from random weights; continues an earlier attempt."""
-  params = model.init_params(setup.spec, jax.random.key(setup.seed), setup.mesh)
-  optimizer = state.make_optimizer(setup.cold_start.optimizer)
-  fresh = state.create(params, optimizer, TeacherConfig())
+  fresh = fresh_state(setup)
   if setup.cold_start.updates == 0:
     return loop.Finished(fresh, loop.Progress())
-  work = loop.Work('cold start', folder, Budget('updates', setup.cold_start.updates), _make_update(setup, optimizer))
+  work = loop.Work('cold start', folder, Budget('updates', setup.cold_start.updates), _make_update(setup))
   return loop.run(work, fresh, setup)
 
 
-def _make_update(setup: Setup, optimizer):
+def fresh_state(setup: Setup) -> state.TrainState:
+  """Random weights of the run's seed and an unused optimiser."""
+  params = model.init_params(setup.spec, jax.random.key(setup.seed), setup.mesh)
+  return state.create(params, state.make_optimizer(setup.cold_start.optimizer), TeacherConfig())
+
+
+def _make_update(setup: Setup):
+  optimizer = state.make_optimizer(setup.cold_start.optimizer)
   compiled = step.make_supervised_step(setup.spec, optimizer, valid_vocab=setup.tokenizer.vocab_size,
                                        chunk_tokens=setup.objective.chunk_tokens)
 

@@ -5,13 +5,13 @@ Axis letters: Q questions, B = Q·n rollouts, T completion tokens, M teacher vie
 
 import dataclasses
 import functools
-import json
 import os
 import time
 
 import jax
 import numpy as np
 
+from opsd_jax import files
 from opsd_jax import mesh as meshes
 from opsd_jax.data.source import problems_of_update
 from opsd_jax.distill import scoring, teachers, views
@@ -35,7 +35,8 @@ def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -
   """
   optimizer = state.make_optimizer(setup.optimizer)
   fresh = state.create(initial, optimizer, setup.teacher)
-  work = loop.Work(label, folder, parse_budget(setup.loop), _make_update(setup, initial, optimizer, folder),
+  work = loop.Work(label, folder, parse_budget(setup.loop),
+                   _make_update(setup, initial, optimizer, folder),
                    functools.partial(validation_accuracy, setup), setup.loop.evaluate_every)
   return loop.run(work, fresh, setup)
 
@@ -43,8 +44,8 @@ def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -
 def _make_update(setup: Setup, initial: model.Params, optimizer, folder: str):
   spec, vocab = setup.spec, setup.tokenizer.vocab_size
   score = jax.jit(scoring.score_teacher, static_argnums=0)
-  compiled = step.make_distill_step(spec, setup.objective, setup.teacher, optimizer, valid_vocab=vocab,
-                                    micro_batches=setup.loop.micro_batches)
+  compiled = step.make_distill_step(spec, setup.objective, setup.teacher, optimizer,
+                                    valid_vocab=vocab, micro_batches=setup.loop.micro_batches)
   frozen_head = model.head(spec, initial) if setup.teacher.kind == 'frozen' else None
 
   def update(weights: state.TrainState, number: int):
@@ -69,13 +70,15 @@ def _make_update(setup: Setup, initial: model.Params, optimizer, folder: str):
     for view in seen:
       spent += ledger.teacher_entry(spec, view.length, sampled.length)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
-    return weights, loop.Outcome(describe(report, sampled, graded), spent, bool(report.stepped), seconds)
+    metrics = describe(report, sampled, graded)
+    return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 
   return update
 
 
-def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int) -> tuple[Rollout, Rollout]:
-  """Rollouts of update `number`, cropped to the narrowest bucket: on the devices, and on the host."""
+def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int,
+             ) -> tuple[Rollout, Rollout]:
+  """Rollouts of update `number`, cropped to the narrowest bucket: on the devices, on the host."""
   config = setup.rollout
   rollout = decode.generate(
       setup.spec, params, prompts, config.sampling, eos_ids=setup.tokenizer.eos_ids,
@@ -95,7 +98,8 @@ def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
 def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[str, float]:
   """Scalars of an update; means are over its sampled tokens or its rollouts."""
   metrics = {'loss': float(report.loss), 'grad_norm': float(report.grad_norm)}
-  metrics |= {name: float(total / max(int(report.tokens), 1)) for name, total in report.sums.items()}
+  tokens = max(int(report.tokens), 1)
+  metrics |= {name: float(total / tokens) for name, total in report.sums.items()}
   metrics |= {
       'accuracy': float(graded.correct.mean()), 'answered': float(graded.answered.mean()),
       'length_mean': float(sampled.length.mean()), 'length_min': int(sampled.length.min()),
@@ -109,7 +113,8 @@ def validation_accuracy(setup: Setup, weights: state.TrainState) -> float:
   config = setup.evaluate
   verdicts = accuracies.answer_problems(
       setup.spec, weights.params, setup.mesh, setup.splits.validation, 'student', setup.views,
-      setup.tokenizer, config.sampling, samples=config.validation_samples, batch=config.batch, seed=config.seed)
+      setup.tokenizer, config.sampling, samples=config.validation_samples, batch=config.batch,
+      seed=config.seed)
   return float(verdicts.correct.mean())
 
 
@@ -141,5 +146,5 @@ def show_rollouts(setup: Setup, folder: str, number: int, problems: list[Problem
         loss=[round(float(x), 5) for x in token_loss[row, :length]], answer=problem.answer,
         correct=bool(graded.correct[row])))
   os.makedirs(os.path.join(folder, 'rollouts'), exist_ok=True)
-  with open(os.path.join(folder, 'rollouts', f'{number:06d}.json'), 'w') as file:
-    json.dump([dataclasses.asdict(s) for s in shown], file)
+  files.write_json(os.path.join(folder, 'rollouts', f'{number:06d}.json'),
+                   [dataclasses.asdict(s) for s in shown], indent=None)

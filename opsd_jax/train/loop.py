@@ -5,7 +5,6 @@ to do with updates that are not finite.
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import jax
 
+from opsd_jax import files
 from opsd_jax.checkpoint.store import Store, open_store
 from opsd_jax.train import state as states
 from opsd_jax.train.config import Budget
@@ -47,7 +47,10 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """The host's side of a checkpoint. The data position is `updates`: data is a function of (seed, update)."""
+  """The host's side of a checkpoint.
+
+  The data position is `updates`: data is a function of (seed, update).
+  """
 
   updates: int = 0
   seconds: float = 0.0
@@ -99,8 +102,8 @@ def run(work: Work, fresh: TrainState, setup: Setup) -> Finished:
   """
   with open_store(os.path.join(work.folder, 'checkpoints'), setup.checkpoint) as store:
     state, done = _restore(store, fresh)
-    with (open_recorder(work.folder, setup.metrics, done.updates if done.updates else None) as recorder,
-          progress(work.label, setup.metrics.progress, _fraction(work, done)) as show):
+    with (open_recorder(work.folder, setup.metrics, done.updates or None) as recorder,
+          progress(work.label, setup.metrics.progress, min(_fraction(work, done), 1)) as show):
       while _fraction(work, done) < 1:
         began = time.monotonic()
         state, outcome = work.update(state, done.updates)
@@ -132,12 +135,13 @@ def _count(done: Progress, outcome: Outcome) -> Progress:
 
 
 def _validate(work: Work, state: TrainState, done: Progress) -> float | None:
-  due = work.validate is not None and work.validate_every and done.updates % work.validate_every == 0
-  return work.validate(state) if due else None
+  if work.validate is None or not work.validate_every or done.updates % work.validate_every:
+    return None
+  return work.validate(state)
 
 
-def _record(recorder: Recorder, show: Callable[..., None], work: Work, outcome: Outcome, done: Progress,
-            accuracy: float | None) -> None:
+def _record(recorder: Recorder, show: Callable[..., None], work: Work, outcome: Outcome,
+            done: Progress, accuracy: float | None) -> None:
   metrics = dict(outcome.metrics)
   metrics |= {f'total/{k}': v for k, v in dataclasses.asdict(done.ledger).items()}
   metrics |= {'total/skipped_updates': done.skipped}
@@ -145,13 +149,15 @@ def _record(recorder: Recorder, show: Callable[..., None], work: Work, outcome: 
     metrics['validation_accuracy'] = accuracy
   tokens = outcome.spent.sampled or outcome.spent.scored_student
   rate = tokens / max(sum(outcome.time.values()), 1e-9)
-  recorder.write(done.updates, metrics, outcome.time | {'seconds': done.seconds, 'tokens_per_second': rate})
+  timing = outcome.time | {'seconds': done.seconds, 'tokens_per_second': rate}
+  recorder.write(done.updates, metrics, timing)
   watch = {k: v for k, v in metrics.items() if k in ('loss', 'accuracy', 'validation_accuracy')}
   show(_fraction(work, done), watch, rate, _position(work.budget, done))
 
 
 def _position(budget: Budget, done: Progress) -> str:
-  return f'{done.updates}/{budget.limit:g}' if budget.unit == 'updates' else f'update {done.updates}'
+  in_updates = budget.unit == 'updates'
+  return f'{done.updates}/{budget.limit:g}' if in_updates else f'update {done.updates}'
 
 
 def _stop_if_bad(work: Work, done: Progress, outcome: Outcome, limit: int) -> None:
@@ -160,15 +166,15 @@ def _stop_if_bad(work: Work, done: Progress, outcome: Outcome, limit: int) -> No
     return
   names = [k for k, v in outcome.metrics.items() if not math.isfinite(v)]
   report = {
-      'update': done.updates, 'bad_updates_in_a_row': done.bad_in_a_row, 'skipped_in_total': done.skipped,
-      'not_finite': names, 'metrics': {k: repr(v) for k, v in outcome.metrics.items()},
+      'update': done.updates, 'bad_updates_in_a_row': done.bad_in_a_row,
+      'skipped_in_total': done.skipped, 'not_finite': names,
+      'metrics': {k: repr(v) for k, v in outcome.metrics.items()},
       'try': ['a lower optimizer.learning_rate', 'optimizer.clip_norm=1.0', 'model.dtype=float32',
               'objective.entry_clip_max or objective.token_clip']}
   path = os.path.join(work.folder, 'failure.json')
   if jax.process_index() == 0:
-    with open(path, 'w') as file:
-      json.dump(report, file, indent=2)
+    files.write_json(path, report)
   raise TrainingStopped(
       f'[{work.label}] {done.bad_in_a_row} updates in a row were not finite (the last is update '
-      f'{done.updates}; not finite: {", ".join(names)}). The weights are those of the last finite update. '
-      f'Try {", ".join(report["try"][:2])}. Details: {path}.')
+      f'{done.updates}; not finite: {", ".join(names)}). The weights are those of the last finite '
+      f'update. Try {", ".join(report["try"][:2])}. Details: {path}.')

@@ -8,8 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
-import json
-import math
 import os
 import types
 from collections.abc import Callable, Mapping
@@ -18,11 +16,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from opsd_jax import files, jsonlines
 from opsd_jax.config import ConfigError, require, require_choice
 
 FILENAME = 'metrics.jsonl'
 PROGRESS = ('auto', 'bar', 'lines', 'none')
-_NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -118,24 +116,6 @@ def open_recorder(folder: str | os.PathLike, cfg: MetricsConfig = MetricsConfig(
   return Recorder(logs, stack)
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The lines of a `metrics.jsonl`, non-finite numbers as floats; a torn last line is left out.
-
-  Raises:
-    ValueError: a line before the last is not JSON.
-  """
-  with open(path, 'rb') as file:
-    raw = file.read().split(b'\n')
-  rows = []
-  for number, line in enumerate(raw[:-1], 1):  # What follows the last newline is torn, or empty.
-    try:
-      rows.append(_revived(json.loads(line)))
-    except ValueError as error:
-      if number < len(raw) - 1:
-        raise ValueError(f'{path}, line {number} is not JSON: {error}') from error
-  return rows
-
-
 def _open_lines(folder: str, cfg: MetricsConfig, resume_step: int | None,
                 stack: contextlib.ExitStack) -> Log:
   del cfg
@@ -146,20 +126,15 @@ def _open_lines(folder: str, cfg: MetricsConfig, resume_step: int | None,
 
   def log(step: int, line: dict[str, float]) -> None:
     del step
-    file.write(json.dumps(_named(line), allow_nan=False) + '\n')
+    file.write(jsonlines.dumps(line) + '\n')
     file.flush()  # A killed run must not lose lines.
   return log
 
 
 def _truncate(path: str, last_step: int) -> None:
   """Rewrites the file without later steps; a kill in between leaves the old file whole."""
-  kept = [row for row in read_metrics(path) if row['step'] <= last_step]
-  temporary = path + '.tmp'
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.writelines(json.dumps(_named(row), allow_nan=False) + '\n' for row in kept)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  kept = [row for row in jsonlines.read(path) if row['step'] <= last_step]
+  files.write_text(path, ''.join(jsonlines.dumps(row) + '\n' for row in kept))
 
 
 def _open_tensorboard(folder: str, cfg: MetricsConfig, resume_step: int | None,
@@ -215,19 +190,3 @@ def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
   flat = dict(line) | {f'time/{name}': value for name, value in line.get('time', {}).items()}
   return {name: value for name, value in flat.items()
           if name != 'step' and isinstance(value, (int, float))}
-
-
-def _named(value: Any) -> Any:
-  """Strict JSON has no NaN: non-finite floats by name, deeply."""
-  if isinstance(value, dict):
-    return {name: _named(item) for name, item in value.items()}
-  if isinstance(value, float) and not math.isfinite(value):
-    return 'nan' if math.isnan(value) else 'inf' if value > 0 else '-inf'
-  return value
-
-
-def _revived(value: Any) -> Any:
-  """The inverse of `_named`."""
-  if isinstance(value, dict):
-    return {name: _revived(item) for name, item in value.items()}
-  return _NON_FINITE.get(value, value) if isinstance(value, str) else value

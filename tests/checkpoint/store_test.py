@@ -18,7 +18,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from opsd_jax.checkpoint.config import CheckpointConfig, validate
-from opsd_jax.checkpoint.store import CheckpointError, load_tree, open_store, save_tree
+from opsd_jax.checkpoint.errors import CheckpointError
+from opsd_jax.checkpoint.store import load_tree, open_store, save_tree
 from opsd_jax.config import ConfigError
 
 HOST = {'tokens': 2**40, 'position': {'epoch': 1, 'index': 7}, 'name': 'run', 'rate': 1e-4,
@@ -29,7 +30,8 @@ CHILD = """
 import os, resource, sys
 import jax, jax.numpy as jnp
 from opsd_jax.checkpoint.config import CheckpointConfig
-from opsd_jax.checkpoint.store import CheckpointError, open_store
+from opsd_jax.checkpoint.errors import CheckpointError
+from opsd_jax.checkpoint.store import open_store
 folder = sys.argv[1]
 
 def state(step):

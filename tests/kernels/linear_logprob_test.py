@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 
 from kernels.linear_logprob.api import linear_logprob
 
-PROPERTY = settings(max_examples=15, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=10, deadline=None, derandomize=True)
 SETTINGS = st.fixed_dictionaries(
   dict(
     temperature=st.sampled_from([1.0, 0.6]),
@@ -50,7 +50,7 @@ def gradients_of(hidden, head, targets, **keywords):
 
 
 @PROPERTY
-@given(SETTINGS, st.integers(0, 99), st.sampled_from([1, 4, 5, 10, 1000]))
+@given(SETTINGS, st.integers(0, 99), st.sampled_from([4, 1000]))
 def test_matches_numpy_and_reference(options, seed, chunk_tokens):
   # Without compiling a program for each example; other tests here do compile.
   with jax.disable_jit():
@@ -150,8 +150,8 @@ def test_chunked_program_never_holds_all_logits():
 
   def largest(implementation):
     step = lambda *x: gradients_of(  # noqa: E731
-      *x, targets, implementation=implementation, chunk_tokens=8)
-    text = jax.jit(step).lower(hidden, head).compile().as_text()
+      *x, implementation=implementation, chunk_tokens=8)
+    text = jax.jit(step).lower(hidden, head, targets).compile().as_text()
     shapes = re.findall(r'\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]', text)
     return max(math.prod(int(n) for n in shape.split(',')) for shape in shapes)
 

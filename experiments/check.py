@@ -1,0 +1,97 @@
+"""Shows what an experiment will train on, before anything expensive, and warns of likely mistakes.
+
+  python -m experiments.check --experiment=quickstart
+  python -m experiments.check --experiment=quickstart --workdir=runs/quickstart
+
+For a few problems: both prompts as text and ids, the end-of-sequence ids, which positions count in the
+loss, what the budget cuts, and what the privilege is worth on the reference solution; then memory. With
+a --workdir whose cold start has run, its weights are read; otherwise the random initial ones. Ends with
+code 3 if there are warnings.
+"""
+
+import os
+import sys
+
+import jax
+from absl import flags
+
+from experiments import common
+from opsd_jax.analyze import preflight
+from opsd_jax.checkpoint.store import open_store
+from opsd_jax.experiment import Experiment, build
+from opsd_jax.models import model
+from opsd_jax.train import cold_start, state
+from opsd_jax.train.setup import Setup
+
+flags.adopt_module_key_flags(common)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'A run whose cold-start weights are read, if there are any.')
+_SHOWN = flags.DEFINE_integer('problems', 3, 'How many problems to show.', lower_bound=1)
+_READ = 64  # problems that the warnings and the mean gain are taken over
+
+
+def main() -> int:
+  """Prints the check of the experiment of the flags."""
+  experiment = common.experiment_from_flags()
+  setup = build(experiment)
+  with jax.set_mesh(setup.mesh):
+    params, origin = _weights(setup, _WORKDIR.value)
+    readings = preflight.read(setup.spec, params, setup.splits.train[:_READ], setup.views, setup.tokenizer,
+                              setup.rollout.sampling.max_tokens)
+  for reading in readings[:_SHOWN.value]:
+    _show(reading, setup)
+  gain = sum(r.gain for r in readings) / len(readings)
+  print(f"teacher's gain over the student on {len(readings)} reference solutions: {gain:+.3f} nats a token "
+        f'({origin})')
+  _show_memory(experiment, setup)
+  return _show_warnings(preflight.warnings(readings, setup.objective))
+
+
+def _weights(setup: Setup, workdir: str | None) -> tuple[model.Params, str]:
+  """Cold-start weights of the run, or random ones, and a word on which."""
+  fresh = cold_start.fresh_state(setup)
+  folder = os.path.join(workdir or '', 'cold_start', 'checkpoints')
+  if not workdir or not os.path.isdir(folder):
+    return fresh.params, 'random initial weights'
+  with open_store(folder, setup.checkpoint, read_only=True) as store:
+    found = store.restore(state.abstract(fresh))
+  return (fresh.params, 'random initial weights') if found is None else (
+      found[1].params, f'cold-start weights after {found[0]} updates')
+
+
+def _show(reading: preflight.Reading, setup: Setup) -> None:
+  config, tokenizer = setup.views, setup.tokenizer
+  width = setup.rollout.sampling.max_tokens
+  print(f'problem {reading.problem.id}')
+  for role, text, ids, limit in (('student', reading.student, reading.student_ids, config.student_tokens),
+                                 ('teacher', reading.teacher, reading.teacher_ids, config.teacher_tokens)):
+    print(f'  {role} prompt   {text!r}\n    ids ({len(ids)} of {limit}) {ids}')
+  shown = ' '.join(tokenizer.token_text(t) for t in reading.tokens[:reading.kept])
+  print(f'  solution         {shown}')
+  print(f'    in the loss    {reading.kept} of {width} positions; the rest is padding by length, whatever its id')
+  print(f'    cut            {len(reading.tokens) - reading.kept} tokens')
+  ends = ', '.join(f'{i} {tokenizer.token_text(i)}' for i in tokenizer.eos_ids)
+  print(f'    ends at        {ends}')
+  print(f'    log-prob       student {reading.student_logp:.3f}, teacher {reading.teacher_logp:.3f}, '
+        f'gain {reading.gain:+.3f} nats a token\n')
+
+
+def _show_memory(experiment: Experiment, setup: Setup) -> None:
+  abstract = model.abstract_params(setup.spec, setup.mesh)
+  print(f'memory over {setup.mesh.size} device(s), by formula, activations left out:')
+  table = preflight.memory(setup.spec, abstract, setup.rollout, setup.views, setup.objective, setup.teacher)
+  for name, size in table.items():
+    print(f'  {size / 2**20:12,.2f} MiB  {name}')
+  for control in experiment.controls:
+    print(f'control {control.name}: {" ".join(control.overrides)}')
+
+
+def _show_warnings(found: list[str]) -> int:
+  for warning in found:
+    print(f'warning: {warning}', file=sys.stderr)
+  if not found:
+    print('no warnings')
+  return 3 if found else 0
+
+
+if __name__ == '__main__':
+  common.run(main, __doc__)

@@ -1,0 +1,287 @@
+"""The loss of a batch: published numbers, closed-form gradients, and weights worked out by hand.
+
+Oracles are float64 NumPy; the code is float32, hence tolerances of a few 1e-6.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opsd_jax.config import ConfigError
+from opsd_jax.distill import objective
+from opsd_jax.distill.config import ObjectiveConfig, validate_objective
+from opsd_jax.records import length_mask
+
+STUDENT = np.array([2.0, 1.0, 0.0, -1.0, 0.5])
+TEACHER = np.array([0.5, 2.5, 0.0, -0.5, -2.0])
+HEAD = np.eye(5, dtype=np.float32)  # Hidden states are logits.
+TEMPERATURE = 1.1
+
+# Student and teacher temperature 1.1; value, and gradient with respect to the student's logits.
+GOLDEN = {
+    'forward_kl': (dict(divergence='forward_kl'), 0.723441,
+                   [0.372423, -0.480497, 0.008717, -0.012604, 0.111962]),
+    'opsd': (dict(divergence='forward_kl', entry_clip_max=0.05), -0.150879,
+             [0.014765, 0.050070, -0.049339, -0.035994, 0.020498]),
+    'renio': (dict(divergence='forward_kl', entry_clip_min=0.0, entry_clip_max=0.05), 0.066327,
+              [0.023390, 0.009424, 0.003797, -0.042592, 0.005981]),
+    'reverse_kl': (dict(divergence='reverse_kl'), 0.842144, None),
+    'jsd .1': (dict(divergence='jsd', beta=0.1), 0.064050, None),
+    'jsd .5': (dict(divergence='jsd', beta=0.5), 0.177659, None),
+    'jsd .9': (dict(divergence='jsd', beta=0.9), 0.071243, None),
+    'jsd clipped': (dict(divergence='jsd', beta=0.5, entry_clip_max=0.05), 0.130689, None),
+}
+
+
+def make_config(**changes):
+  temperatures = dict(student_temperature=TEMPERATURE, teacher_temperature=TEMPERATURE)
+  return ObjectiveConfig(**temperatures, **changes)
+
+
+def compare(student, teacher, config, tokens=None, teacher_head=HEAD):
+  """`objective.compare` of logits [B, T, 5]."""
+  student, teacher = (jnp.asarray(x, jnp.float32) for x in (student, teacher))
+  tokens = jnp.zeros(student.shape[:2], jnp.int32) if tokens is None else jnp.asarray(tokens)
+  return objective.compare(student, jnp.asarray(HEAD), teacher, teacher_head, tokens, config, 5)
+
+
+def batch_loss(student, teacher, length, config, tokens=None):
+  """The scalar that is minimised."""
+  length = jnp.asarray(length)
+  weights = objective.token_weights(length, student.shape[1], config.reduction)
+  return jnp.sum(weights * compare(student, teacher, config, tokens)[0])
+
+
+def log_softmax(x):
+  x = np.asarray(x, np.float64)
+  x = x - x.max(-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def forward_kl(student, teacher):
+  """KL(teacher || student) [...] at the temperature of this file."""
+  log_q, log_p = log_softmax(student / TEMPERATURE), log_softmax(teacher / TEMPERATURE)
+  return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def random_logits(seed, *shape):
+  return np.random.default_rng(seed).normal(size=(*shape, 5)).astype(np.float32)
+
+
+# --- Values and gradients.
+
+
+@pytest.mark.parametrize('name', GOLDEN)
+def test_published_numbers(name):
+  changes, value, gradient = GOLDEN[name]
+  config = make_config(**changes)
+  student, teacher = STUDENT[None, None], TEACHER[None, None]
+
+  def loss(logits):
+    return batch_loss(logits, teacher, [1], config)
+
+  found, slope = jax.value_and_grad(loss)(jnp.asarray(student, jnp.float32))
+  np.testing.assert_allclose(found, value, rtol=0, atol=2e-6)
+  if gradient is not None:
+    np.testing.assert_allclose(slope[0, 0], gradient, rtol=0, atol=2e-6)
+
+
+def closed_form(config, student, teacher):
+  """d loss / d student logits [5] of one position, without clipping."""
+  log_q, log_p = log_softmax(student / TEMPERATURE), log_softmax(teacher / TEMPERATURE)
+  p, q = np.exp(log_p), np.exp(log_q)
+  if config.divergence == 'forward_kl':
+    return (q - p) / TEMPERATURE
+  other = log_p if config.divergence == 'reverse_kl' else np.log(
+      config.beta * p + (1 - config.beta) * q)
+  scale = 1 if config.divergence == 'reverse_kl' else 1 - config.beta
+  return scale * q * (log_q - other - (q * (log_q - other)).sum()) / TEMPERATURE
+
+
+@pytest.mark.parametrize('changes', [
+    dict(divergence='forward_kl'), dict(divergence='reverse_kl'), dict(divergence='jsd', beta=0.3),
+])
+def test_gradients_of_a_batch_are_weighed_closed_forms(changes):
+  student, teacher, length = random_logits(0, 2, 3), random_logits(1, 2, 3), [3, 1]
+  config = make_config(reduction='sample_mean', **changes)
+  slope = jax.grad(lambda x: batch_loss(x, teacher, length, config))(jnp.asarray(student))
+  for row in range(2):
+    for t in range(3):
+      weight = 0.5 / length[row] if t < length[row] else 0.0
+      wanted = weight * closed_form(config, student[row, t], teacher[row, t])
+      np.testing.assert_allclose(slope[row, t], wanted, rtol=0, atol=1e-6)
+
+
+def test_the_teacher_gets_no_gradient():
+  student, config = random_logits(0, 1, 2), make_config()
+
+  def loss(teacher, head):
+    return jnp.sum(compare(student, teacher, config, teacher_head=head)[0])
+
+  slopes = jax.grad(loss, argnums=(0, 1))(jnp.asarray(random_logits(1, 1, 2)), jnp.asarray(HEAD))
+  assert not any(np.any(slope) for slope in slopes)
+
+
+def test_a_live_teachers_head_is_the_students_held_constant():
+  student, teacher = jnp.asarray(random_logits(0, 1, 2)), jnp.asarray(random_logits(1, 1, 2))
+  tokens = jnp.zeros((1, 2), jnp.int32)
+
+  def loss(head, given):
+    return jnp.sum(objective.compare(student, head, teacher, given, tokens, make_config(), 5)[0])
+
+  head = jnp.asarray(HEAD) * 1.5
+  value, slope = jax.value_and_grad(loss)(head, None)
+  value_of_copy, slope_of_copy = jax.value_and_grad(loss)(head, head)
+  assert float(value) == float(value_of_copy) > 0
+  np.testing.assert_array_equal(slope, slope_of_copy)
+
+
+def test_ids_beyond_the_vocabulary_have_no_share():
+  student, teacher = random_logits(0, 1, 1), random_logits(1, 1, 1)
+  config = make_config()
+  loss, _ = objective.compare(jnp.asarray(student), jnp.asarray(HEAD), jnp.asarray(teacher),
+                              jnp.asarray(HEAD), jnp.zeros((1, 1), jnp.int32), config, 3)
+  wanted = forward_kl(student[..., :3], teacher[..., :3])
+  np.testing.assert_allclose(loss, wanted, rtol=0, atol=1e-6)
+
+
+# --- The clip of a whole token.
+
+
+@pytest.mark.parametrize(('clip', 'value', 'share'), [(0.5, 0.5, 0.0), (0.8, 0.723441, 1.0)])
+def test_a_clipped_token_is_worth_the_bound_and_has_no_gradient(clip, value, share):
+  config = make_config(token_clip=clip)
+  found, slope = jax.value_and_grad(lambda x: batch_loss(x, TEACHER[None, None], [1], config))(
+      jnp.asarray(STUDENT[None, None], jnp.float32))
+  np.testing.assert_allclose(found, value, rtol=0, atol=2e-6)
+  np.testing.assert_allclose(slope[0, 0], share * np.array(GOLDEN['forward_kl'][2]), atol=2e-6)
+
+
+def test_the_clip_is_of_each_token_not_of_the_mean():
+  student = np.stack([STUDENT, TEACHER])[None]  # The second position agrees with the teacher.
+  teacher = np.stack([TEACHER, TEACHER])[None]
+  loss, out = compare(student, teacher, make_config(token_clip=0.5))
+  np.testing.assert_allclose(loss, [[0.5, 0.0]], atol=1e-6)
+  np.testing.assert_allclose(out.loss, [[0.723441, 0.0]], atol=2e-6)
+
+
+# --- Weights.
+
+
+def by_hand(length, width, reduction):
+  """Weights [B][width] by counting."""
+  total, samples = sum(length), sum(n > 0 for n in length)
+  share = {'token_mean': lambda n: 1 / total, 'sample_mean': lambda n: 1 / (n * samples)}[reduction]
+  return [[share(n) if t < n else 0.0 for t in range(width)] for n in length]
+
+
+@pytest.mark.parametrize('reduction', ['token_mean', 'sample_mean'])
+@settings(max_examples=12)
+@given(length=st.lists(st.integers(0, 4), min_size=3, max_size=3), extra=st.sampled_from([0, 3]))
+def test_weights_are_counted_sum_to_one_and_ignore_padding(reduction, length, extra):
+  found = np.asarray(objective.token_weights(jnp.array(length), 4 + extra, reduction))
+  np.testing.assert_allclose(found, by_hand(length, 4 + extra, reduction), rtol=1e-6)
+  np.testing.assert_allclose(found.sum(), float(any(length)), rtol=1e-6)
+  assert found.dtype == np.float32
+  narrow = np.asarray(objective.token_weights(jnp.array(length), 4, reduction))
+  np.testing.assert_array_equal(found[:, :4], narrow)
+
+
+def test_the_two_reductions_of_one_example():
+  length = jnp.array([3, 1, 0])
+  np.testing.assert_allclose(objective.token_weights(length, 3, 'token_mean'),
+                             [[0.25, 0.25, 0.25], [0.25, 0, 0], [0, 0, 0]])
+  np.testing.assert_allclose(objective.token_weights(length, 3, 'sample_mean'),
+                             np.array([[1 / 6] * 3, [0.5, 0, 0], [0, 0, 0]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize('reduction', ['token_mean', 'sample_mean'])
+def test_the_loss_of_a_batch_is_the_weighed_sum_over_real_tokens(reduction):
+  student, teacher, length = random_logits(2, 3, 4), random_logits(3, 3, 4), [4, 2, 0]
+  kl, weights = forward_kl(student, teacher), by_hand(length, 4, reduction)
+  wanted = sum(weights[b][t] * kl[b, t] for b in range(3) for t in range(length[b]))
+  found = batch_loss(student, teacher, length, make_config(reduction=reduction))
+  np.testing.assert_allclose(found, wanted, rtol=2e-6)
+
+
+def test_a_sampled_pad_id_inside_a_completion_counts():
+  """Regression: masking where id == pad, as published code does, would drop positions 1 and 2."""
+  student, teacher = jnp.asarray(random_logits(4, 1, 4)), random_logits(5, 1, 4)
+  kl, tokens = forward_kl(student, teacher)[0], [[3, 0, 0, 0]]
+  config = make_config()
+
+  def loss(x):
+    return batch_loss(x, teacher, [3], config, tokens)
+
+  value, slope = jax.value_and_grad(loss)(student)
+  np.testing.assert_allclose(value, kl[:3].mean(), rtol=2e-6)
+  assert abs(kl[:3].mean() - kl[0]) > 0.1  # The bug would be seen.
+  moved = np.abs(np.asarray(slope[0])).max(-1) > 1e-4
+  assert moved.tolist() == [True, True, True, False]  # The fourth 0 is padding.
+
+
+# --- What is reported.
+
+
+def test_statistics_are_sums_over_sampled_tokens():
+  student, teacher, length = random_logits(6, 2, 3), random_logits(7, 2, 3), np.array([2, 3])
+  tokens, raw = np.array([[0, 4, 1], [2, 0, 3]]), np.full((2, 3), -1.0, np.float32)
+  config = make_config(token_clip=0.3)
+  loss, out = compare(student, teacher, config, tokens)
+  found = objective.statistics(loss, out, length_mask(length, 3), jnp.asarray(raw), 0.3)
+
+  real = np.arange(3) < length[:, None]
+  log_q, log_p = log_softmax(student / TEMPERATURE), log_softmax(teacher / TEMPERATURE)
+  kl = forward_kl(student, teacher)
+  taken = np.take_along_axis(log_q, tokens[..., None], -1)[..., 0]
+  wanted = {
+      'forward_kl': kl, 'token_loss': np.minimum(kl, 0.3), 'token_clip_fraction': kl > 0.3,
+      'student_entropy': -(np.exp(log_q) * log_q).sum(-1), 'student_logp': taken,
+      'reverse_kl': (np.exp(log_q) * (log_q - log_p)).sum(-1), 'logp_gap': abs(taken + 1),
+      'agreement': log_q.argmax(-1) == log_p.argmax(-1), 'student_topk_mass': np.ones((2, 3)),
+      'entry_clip_fraction': np.zeros((2, 3))}
+  assert 0 < (kl > 0.3)[real].sum() < real.sum()
+  for name, value in wanted.items():
+    np.testing.assert_allclose(found[name], value[real].sum(), rtol=5e-6, err_msg=name)
+
+
+def test_without_a_clip_no_token_is_clipped():
+  loss, out = compare(random_logits(6, 1, 2), random_logits(7, 1, 2), make_config())
+  found = objective.statistics(loss, out, jnp.ones((1, 2), bool), jnp.zeros((1, 2)), None)
+  assert float(found['token_clip_fraction']) == 0
+
+
+# --- Settings.
+
+
+@pytest.mark.parametrize(('changes', 'words'), [
+    (dict(divergence='jsd', beta=0.0), ['beta is 0.0', 'forward_kl']),
+    (dict(divergence='jsd', beta=1.0), ['beta is 1.0', 'reverse_kl']),
+    (dict(divergence='kl'), ["'kl'", 'forward_kl', 'reverse_kl', 'jsd']),
+    (dict(support='teacher_topk', k=21), ['k is 21', '20']),
+    (dict(support='student_topk', k=0), ['k is 0', 'full']),
+    (dict(support='full', k=5), ['k is 5', 'teacher_topk']),
+    (dict(student_temperature=0.0), ['student_temperature is 0']),
+    (dict(teacher_temperature=-1.0), ['teacher_temperature is -1']),
+    (dict(entry_clip_min=0.1, entry_clip_max=0.05), ['entry_clip_min is 0.1', '0.05']),
+    (dict(token_clip=0.0), ['objective.token_clip is 0.0', 'none']),
+    (dict(token_clip=float('nan')), ['objective.token_clip is nan']),
+    (dict(implementation='chunk'), ["objective.implementation is 'chunk'", "'chunked'"]),
+    (dict(reduction='mean'), ["objective.reduction is 'mean'"]),
+    (dict(chunk_tokens=0), ['objective.chunk_tokens is 0']),
+])
+def test_an_objective_that_cannot_work(changes, words):
+  with pytest.raises(ConfigError) as caught:
+    validate_objective(ObjectiveConfig(**changes), 20)
+  assert all(word in str(caught.value) for word in ['objective', *words])
+
+
+@pytest.mark.parametrize('changes', [
+    {}, dict(divergence='jsd', beta=0.9), dict(beta=0.0), dict(support='student_topk', k=20),
+    dict(entry_clip_max=0.05), dict(token_clip=0.5, implementation='reference'),
+])
+def test_an_objective_that_works(changes):
+  validate_objective(ObjectiveConfig(**changes), 20)

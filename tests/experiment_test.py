@@ -1,0 +1,246 @@
+"""Experiments: the quickstart is valid, rooms agree, controls are checked, and no setting is idle."""
+
+import ast
+import dataclasses
+import pathlib
+import typing
+
+import jax
+import pytest
+
+from experiments import recipes
+from opsd_jax import config as configs
+from opsd_jax import experiment as lib
+from opsd_jax.config import ConfigError
+from opsd_jax.experiment import Control, Experiment
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+QUICKSTART = recipes.load('quickstart')
+SHRUNK = [
+    'data.chains.steps=3', 'data.chains.train=40', 'data.chains.validation=4', 'data.chains.test=6',
+    'rollout.questions=8', 'cold_start.updates=0', 'model.embed_dim=8', 'loop.updates=2',
+    'seed=7']
+
+
+def changed(*assignments):
+  return configs.override(QUICKSTART, assignments)
+
+
+# --- What is valid.
+
+
+def test_the_quickstart_is_valid():
+  lib.validate(QUICKSTART)
+  assert QUICKSTART.name == 'quickstart'
+  assert [control.name for control in QUICKSTART.controls] == ['no_privilege',
+                                                               'sharpened_no_privilege']
+
+
+def test_the_default_experiment_is_valid():
+  lib.validate(Experiment(name='default'))
+
+
+@pytest.mark.parametrize(('assignments', 'words'), [
+    (['model.vocab_size=19'], ['model.vocab_size is 19', '20 ids', 'raise model.vocab_size']),
+    (['text.alphabet=0123456789+-*=,|:abcdefghijklmnop'], ['model.vocab_size is 32', '36 ids']),
+    (['loop.micro_batches=7'], ['loop.micro_batches is 7', 'rollout.questions (64)']),
+    (['objective.support=teacher_topk', 'objective.k=21'], ['objective', 'k is 21', '20']),
+    (['objective.divergence=jsd', 'objective.beta=1'], ['beta is 1.0', 'reverse_kl']),
+    (['rollout.sampling.top_k=21'], ['rollout.sampling.top_k is 21', '1..20']),
+    (['evaluate.sampling.top_k=21'], ['evaluate.sampling.top_k is 21', '1..20']),
+    (['model.num_heads=3'], ['model.num_heads is 3', 'model.num_kv_heads']),
+    (['model.head_dim=5'], ['model.head_dim is 5', 'even']),
+    (['data.chains.train=40000'], ['data.chains', '32805', 'data.chains.steps']),
+    (['text.alphabet=00'], ["text.alphabet is '00'", 'more than once']),
+    (['teacher.ema_decay=1'], ['teacher.ema_decay is 1.0']),
+    (['optimizer.learning_rate=0'], ['optimizer.learning_rate is 0.0']),
+    (['cold_start.optimizer.decay_updates=20'], ['cold_start.optimizer.decay_updates is 20', '(20)']),
+    (['loop.budget=hours:2'], ["'hours:2'", 'minutes:X']),
+    (['views.student_tokens=0'], ['views.student_tokens is 0']),
+    (['checkpoint.every=0'], ['checkpoint.every is 0']),
+    (['metrics.wandb=none', 'rollout.buckets=32,16'], ['rollout.buckets is (32, 16)', 'ascending']),
+    (['evaluate.batch=0'], ['evaluate.batch is 0']),
+])
+def test_what_the_rooms_must_agree_on(assignments, words):
+  with pytest.raises(ConfigError) as caught:
+    lib.validate(changed(*assignments))
+  assert all(word in str(caught.value) for word in words)
+
+
+def test_the_head_may_be_wider_than_the_tokenizer():
+  lib.validate(changed('model.vocab_size=20'))
+  lib.validate(changed('model.vocab_size=128'))
+
+
+@pytest.mark.parametrize('assignment', [
+    'views.student={problm}:', 'views.teacher={problem}|{refrence}:', 'views.teacher={problem',
+    'views.student=Solve {problem}', 'views.teacher_tokens=3', 'rollout.sampling.max_tokens=3',
+    'seed=-1', 'seed=4294967296', 'data.chains.seed=-1', 'evaluate.seed=-1',
+])
+@pytest.mark.xfail(reason='found in the first update, or after the main run', strict=True)
+def test_mistakes_are_found_before_anything_expensive(assignment):
+  with pytest.raises(ConfigError, match=assignment.partition('=')[0]):
+    lib.build(changed(*SHRUNK, assignment), mesh=object())
+
+
+# --- Controls.
+
+
+def with_controls(*controls):
+  return dataclasses.replace(QUICKSTART, controls=controls)
+
+
+def test_a_control_with_an_unknown_field_is_named():
+  control = Control('slow', ('optimizer.learning_rat=1e-5',))
+  with pytest.raises(ConfigError) as caught:
+    lib.validate(with_controls(Control('fine', ()), control))
+  assert str(caught.value).startswith("control 'slow': 'optimizer.learning_rat' is unknown")
+  assert "Did you mean 'learning_rate'?" in str(caught.value)
+
+
+def test_the_settings_of_a_control_are_checked():
+  with pytest.raises(ConfigError, match='optimizer.learning_rate is -1.0'):
+    lib.validate(with_controls(Control('back', ('optimizer.learning_rate=-1',))))
+
+
+@pytest.mark.xfail(reason='the message does not name the control', strict=True)
+def test_a_control_that_cannot_work_is_named():
+  with pytest.raises(ConfigError, match="control 'back'.*optimizer.learning_rate is -1.0"):
+    lib.validate(with_controls(Control('back', ('optimizer.learning_rate=-1',))))
+
+
+def test_a_control_is_the_experiment_but_for_its_settings_and_its_budget():
+  control = Control('plain', ('views.teacher={problem}:', 'objective.teacher_temperature=0.3'))
+  found = configs.flatten(lib.with_control(QUICKSTART, control, tokens=1234))
+  before = configs.flatten(QUICKSTART)
+  differing = {name: found[name] for name in before if before[name] != found[name]}
+  assert differing == {'views.teacher': '{problem}:', 'objective.teacher_temperature': 0.3,
+                       'loop.budget': 'tokens:1234', 'controls': ()}
+
+
+def test_a_control_without_tokens_keeps_the_budget():
+  assert lib.with_control(QUICKSTART, Control('same', ())).loop == QUICKSTART.loop
+
+
+# --- The workbench.
+
+
+def test_build_makes_the_workbench():
+  setup = lib.build(changed(*SHRUNK))
+  assert dict(setup.mesh.shape) == {'data': 1, 'fsdp': 8, 'tensor': 1}
+  assert [len(s) for s in (setup.splits.train, setup.splits.validation, setup.splits.test)] == [
+      40, 4, 6]
+  assert setup.tokenizer.vocab_size == 20 and setup.seed == 7
+  assert setup.spec.embed_dim == 8 and setup.rollout.questions == 8
+  # Every other part of the workbench is the config of its room.
+  rooms = {f.name for f in dataclasses.fields(setup)} - {'seed', 'spec', 'mesh', 'tokenizer',
+                                                         'splits'}
+  assert all(getattr(setup, room) == getattr(changed(*SHRUNK), room) for room in rooms)
+  assert len(rooms) == 11
+
+
+def test_a_given_mesh_is_used():
+  mesh = jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tensor'), devices=jax.devices()[:1])
+  assert lib.build(changed(*SHRUNK), mesh).mesh is mesh
+
+
+@pytest.mark.parametrize(('assignments', 'words'), [
+    (['mesh.fsdp=3'], ["'fsdp': 3", 'needs 3 devices', '8 are present', 'mesh.fsdp']),
+    (['mesh.data=-1'], ['at most one of them -1']),
+    (['mesh.tensor=0'], ['must be positive']),
+])
+def test_a_mesh_that_does_not_fit_the_devices(assignments, words):
+  with pytest.raises(ConfigError) as caught:
+    lib.build(changed(*SHRUNK, *assignments))
+  assert all(word in str(caught.value) for word in words)
+
+
+def test_build_validates():
+  with pytest.raises(ConfigError, match='model.vocab_size is 3'):
+    lib.build(changed(*SHRUNK, 'model.vocab_size=3'))
+
+
+# --- Every setting is read by somebody.
+
+# A setting with one choice so far is checked and read nowhere else.
+UNREAD = {('DataConfig', 'source'), ('TextConfig', 'tokenizer')}
+HOLDERS = {'config', 'cfg', 'spec', 's', 'e', 'experiment', 'control'}  # what a config is called
+
+
+def config_classes(root):
+  """Every dataclass in the tree of configs, with the field names that hold it."""
+  found = {root: set()}
+  for cls in found_so_far(found):
+    for name, kind in typing.get_type_hints(cls).items():
+      for part in (kind, *typing.get_args(kind)):
+        if dataclasses.is_dataclass(part):
+          found.setdefault(part, set()).add(name)
+  return found
+
+
+def found_so_far(found):
+  """The keys of a dict that grows while they are gone through."""
+  seen = set()
+  while new := [cls for cls in found if cls not in seen]:
+    seen.update(new)
+    yield from new
+
+
+def reads(tree):
+  """(holder, attribute) of every `holder.attribute` outside functions that only validate."""
+  if isinstance(tree, ast.FunctionDef) and tree.name.lstrip('_').startswith('validate'):
+    if not tree.name.endswith('accuracy'):
+      return
+  if isinstance(tree, ast.Attribute) and isinstance(tree.ctx, ast.Load):
+    owner = tree.value
+    yield getattr(owner, 'attr', getattr(owner, 'id', '')), tree.attr
+  for child in ast.iter_child_nodes(tree):
+    yield from reads(child)
+
+
+def unread(root, sources):
+  """{(class, field)} that no source reads from something called like a config."""
+  found = {read for source in sources for read in reads(ast.parse(source))}
+  return {(cls.__name__, field.name) for cls, holders in config_classes(root).items()
+          for field in dataclasses.fields(cls)
+          if not any((holder, field.name) in found for holder in HOLDERS | holders)}
+
+
+def test_every_setting_is_read_by_somebody():
+  sources = [path.read_text(encoding='utf-8') for package in ('opsd_jax', 'experiments')
+             for path in (REPOSITORY / package).rglob('*.py')]
+  assert unread(Experiment, sources) == UNREAD
+
+
+def test_all_configs_of_an_experiment_are_looked_at():
+  names = {cls.__name__ for cls in config_classes(Experiment)}
+  assert {'Experiment', 'Control', 'ChainsConfig', 'SamplingConfig', 'OptimizerConfig', 'ModelSpec',
+          'MeshConfig', 'MetricsConfig', 'CheckpointConfig'} <= names and len(names) == 19
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  """A config whose first setting is used."""
+
+  used: int = 0
+  only_validated: int = 0
+  nobody: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  """A config that holds another."""
+
+  inner: Inner = Inner()
+
+
+def test_an_idle_setting_would_be_seen():
+  source = '''
+def validate(config):
+  assert config.only_validated > 0
+
+def use(setup, other):
+  other.nobody, config.inner = 1, 2
+  return setup.inner.used + other.nobody + config.inner
+'''
+  assert unread(Outer, [source]) == {('Inner', 'only_validated'), ('Inner', 'nobody')}

@@ -1,0 +1,94 @@
+"""Tokens counted by hand, FLOPs token by token from the weights of the model itself."""
+
+import jax
+import numpy as np
+
+from opsd_jax.mesh import MeshConfig, make_mesh
+from opsd_jax.models import flops, model
+from opsd_jax.models.spec import ModelSpec
+from opsd_jax.train import ledger
+from opsd_jax.train.ledger import Ledger
+
+SPEC = ModelSpec(vocab_size=7, num_layers=2, embed_dim=6, num_heads=4, num_kv_heads=2, head_dim=4,
+                 mlp_dim=10)
+# Two questions of 3 and 2 prompt tokens, two completions each.
+PROMPTS, COMPLETIONS = np.array([3, 2]), np.array([4, 1, 2, 3])
+
+
+def layer_weights():
+  """Weights of all matrices in the layers of a real parameter tree."""
+  mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+  layers = model.abstract_params(SPEC, mesh)['layers']
+  return sum(x.size for x in jax.tree.leaves(layers) if x.ndim > 2)  # Norms are [L, D].
+
+
+def token_flops(keys, with_head):
+  """One token that attends to `keys` tokens, itself among them."""
+  matrices = 2 * layer_weights() + with_head * 2 * 7 * 6
+  scores_and_values = 2 * (2 * 4 * keys)  # Two products over a head width of 4.
+  return matrices + 2 * 4 * scores_and_values  # Two layers of four heads.
+
+
+def reading_flops(prompts, completions):
+  """Every prompt but its last token without the head, then each completion's inputs with it."""
+  total = 0
+  for prompt, rows in zip(prompts, completions):
+    total += sum(token_flops(i + 1, False) for i in range(prompt - 1))
+    total += sum(token_flops(prompt + t, True) for n in rows for t in range(n))
+  return total
+
+
+READING = reading_flops([3, 2], [[4, 1], [2, 3]])
+
+
+def test_flops_of_rows_are_sums_over_their_tokens():
+  before, new = np.array([0, 5, 2]), np.array([3, 1, 0])
+  wanted = sum(token_flops(b + i + 1, True) for b, n in zip(before, new) for i in range(n))
+  assert flops.forward_flops(SPEC, before, new, with_head=True) == wanted
+  no_head = flops.forward_flops(SPEC, before, new, with_head=False)
+  assert wanted - no_head == 4 * 2 * 7 * 6
+  assert flops.matmul_params(SPEC) == layer_weights() == 2 * (6 * 4 * (4 + 2 + 2 + 4) + 3 * 6 * 10)
+
+
+def test_flops_of_a_large_model_do_not_overflow():
+  large = ModelSpec(vocab_size=151_936, num_layers=36, embed_dim=4096, num_heads=32,
+                    num_kv_heads=8, head_dim=128, mlp_dim=12_288)
+  found = flops.forward_flops(large, np.zeros(512, np.int32), np.full(512, 32_768, np.int32),
+                              with_head=True)
+  assert found > 2 * 7.5e9 * 512 * 32_768  # Seven and a half billion weights, two FLOPs each.
+
+
+def test_sampling_reads_each_prompt_once():
+  assert ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS) == Ledger(
+      sampled=10, prompt_sampler=5, flops=READING)
+
+
+def test_training_costs_three_forwards():
+  assert ledger.student_entry(SPEC, PROMPTS, COMPLETIONS) == Ledger(
+      scored_student=10, prompt_student=5, flops=3 * READING)
+
+
+def test_a_teacher_view_has_its_own_prompts():
+  wanted = reading_flops([8, 5], [[4, 1], [2, 3]])
+  assert ledger.teacher_entry(SPEC, np.array([8, 5]), COMPLETIONS) == Ledger(
+      scored_teacher=10, prompt_teacher=13, flops=wanted)
+
+
+def test_a_prompt_of_one_token_has_no_prefill():
+  entry = ledger.rollout_entry(SPEC, np.array([1]), np.array([2]))
+  assert entry.flops == token_flops(1, True) + token_flops(2, True)
+
+
+def test_an_update_adds_up():
+  total = (Ledger() + ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS)
+           + ledger.student_entry(SPEC, PROMPTS, COMPLETIONS)
+           + ledger.teacher_entry(SPEC, PROMPTS, COMPLETIONS)
+           + ledger.teacher_entry(SPEC, PROMPTS, COMPLETIONS))
+  assert total == Ledger(sampled=10, scored_student=10, scored_teacher=20, prompt_sampler=5,
+                         prompt_student=5, prompt_teacher=10, flops=6 * READING)
+
+
+def test_counts_are_whole_python_numbers():
+  # They are written as JSON and outgrow 64 bits in no run.
+  entry = ledger.rollout_entry(SPEC, PROMPTS.astype(np.int32), COMPLETIONS.astype(np.int32))
+  assert all(type(value) is int for value in vars(entry).values())
