@@ -1,4 +1,4 @@
-"""Experiments: the quickstart is valid, rooms agree, controls are checked, and no setting is idle."""
+"""Experiments: the quickstart is valid, rooms agree, controls are checked, no setting is idle."""
 
 import ast
 import dataclasses
@@ -54,7 +54,7 @@ def test_the_default_experiment_is_valid():
     (['text.alphabet=00'], ["text.alphabet is '00'", 'more than once']),
     (['teacher.ema_decay=1'], ['teacher.ema_decay is 1.0']),
     (['optimizer.learning_rate=0'], ['optimizer.learning_rate is 0.0']),
-    (['cold_start.optimizer.decay_updates=20'], ['cold_start.optimizer.decay_updates is 20', '(20)']),
+    (['cold_start.optimizer.decay_updates=20'], ['cold_start.optimizer.decay_updates is 20']),
     (['loop.budget=hours:2'], ["'hours:2'", 'minutes:X']),
     (['views.student_tokens=0'], ['views.student_tokens is 0']),
     (['checkpoint.every=0'], ['checkpoint.every is 0']),
@@ -72,15 +72,30 @@ def test_the_head_may_be_wider_than_the_tokenizer():
   lib.validate(changed('model.vocab_size=128'))
 
 
-@pytest.mark.parametrize('assignment', [
-    'views.student={problm}:', 'views.teacher={problem}|{refrence}:', 'views.teacher={problem',
-    'views.student=Solve {problem}', 'views.teacher_tokens=3', 'rollout.sampling.max_tokens=3',
-    'seed=-1', 'seed=4294967296', 'data.chains.seed=-1', 'evaluate.seed=-1',
+LATE = pytest.mark.xfail(reason='found in the first update, or after the main run', strict=True)
+
+
+@LATE
+@pytest.mark.parametrize(('assignment', 'words'), [
+    ('seed=-1', 'seed is -1'), ('seed=4294967296', 'seed is 4294967296'),
+    ('data.chains.seed=-1', 'data.chains.seed is -1'), ('evaluate.seed=-1', 'evaluate.seed is -1'),
+    ('views.student={problm}:', "views.student.*mean 'problem'"),
+    ('views.teacher={problem}|{refrence}:', "views.teacher.*mean 'reference'"),
+    ('views.teacher={problem', 'views.teacher is'),
+    ('views.student=Solve {problem}', 'text.alphabet'),
+    ('views.teacher_tokens=3', 'views.teacher_tokens is 3'),
+    ('rollout.sampling.max_tokens=3', 'rollout.sampling.max_tokens is 3'),
 ])
-@pytest.mark.xfail(reason='found in the first update, or after the main run', strict=True)
-def test_mistakes_are_found_before_anything_expensive(assignment):
-  with pytest.raises(ConfigError, match=assignment.partition('=')[0]):
-    lib.build(changed(*SHRUNK, assignment), mesh=object())
+def test_mistakes_are_found_before_anything_expensive(assignment, words):
+  with pytest.raises(ConfigError, match=words):
+    lib.build(changed(*SHRUNK, 'cold_start.updates=5', assignment), mesh=object())
+
+
+@LATE
+def test_mistakes_in_the_views_of_a_control_are_found_before_the_main_run():
+  controls = (Control('blind', ('views.teacher={problem}|{refrence}:',)),)
+  with pytest.raises(ConfigError, match="control 'blind'.*views.teacher.*mean 'reference'"):
+    lib.build(dataclasses.replace(changed(*SHRUNK), controls=controls), mesh=object())
 
 
 # --- Controls.
@@ -198,12 +213,21 @@ def reads(tree):
     yield from reads(child)
 
 
-def unread(root, sources):
-  """{(class, field)} that no source reads from something called like a config."""
-  found = {read for source in sources for read in reads(ast.parse(source))}
-  return {(cls.__name__, field.name) for cls, holders in config_classes(root).items()
-          for field in dataclasses.fields(cls)
-          if not any((holder, field.name) in found for holder in HOLDERS | holders)}
+def readers(cls, holders, sources):
+  """{(holder, attribute)} read in the files that deal with this config."""
+  marks = [cls.__name__, *(f'.{holder}' for holder in holders)]
+  mine = [tree for source, tree in sources if any(mark in source for mark in marks)]
+  return {read for tree in mine for read in reads(tree)}
+
+
+def unread(root, texts):
+  """{(class, field)} that no source reads from something called like that config."""
+  sources, missing = [(text, ast.parse(text)) for text in texts], set()
+  for cls, holders in config_classes(root).items():
+    found = readers(cls, holders, sources)
+    missing |= {(cls.__name__, field.name) for field in dataclasses.fields(cls)
+                if not any((holder, field.name) in found for holder in HOLDERS | holders)}
+  return missing
 
 
 def test_every_setting_is_read_by_somebody():
@@ -215,7 +239,7 @@ def test_every_setting_is_read_by_somebody():
 def test_all_configs_of_an_experiment_are_looked_at():
   names = {cls.__name__ for cls in config_classes(Experiment)}
   assert {'Experiment', 'Control', 'ChainsConfig', 'SamplingConfig', 'OptimizerConfig', 'ModelSpec',
-          'MeshConfig', 'MetricsConfig', 'CheckpointConfig'} <= names and len(names) == 19
+          'MeshConfig', 'MetricsConfig', 'CheckpointConfig'} <= names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,13 +258,13 @@ class Outer:
   inner: Inner = Inner()
 
 
-def test_an_idle_setting_would_be_seen():
-  source = '''
-def validate(config):
-  assert config.only_validated > 0
+USES = (
+    'def validate(config):\n  assert config.only_validated > 0',
+    '# Outer.\ndef use(setup, other):\n  other.nobody, config.inner = 1, 2\n'
+    '  return setup.inner.used + other.nobody + config.inner',
+    'def elsewhere(config):\n  return config.nobody',  # Of some other config.
+)
 
-def use(setup, other):
-  other.nobody, config.inner = 1, 2
-  return setup.inner.used + other.nobody + config.inner
-'''
-  assert unread(Outer, [source]) == {('Inner', 'only_validated'), ('Inner', 'nobody')}
+
+def test_an_idle_setting_would_be_seen():
+  assert unread(Outer, USES) == {('Inner', 'only_validated'), ('Inner', 'nobody')}

@@ -53,9 +53,15 @@ def make_rollout(completions=COMPLETIONS, width=WIDTH):
 
 
 @functools.cache
-def make_params(seed):
+def teacher_params():
   mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-  return model.init_params(SPEC, jax.random.key(seed), mesh)
+  return model.init_params(SPEC, jax.random.key(0), mesh)
+
+
+@functools.cache
+def student_params():
+  """Other weights: the teacher's, each array backwards along its last axis."""
+  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[..., ::-1].copy()), teacher_params())
 
 
 @jax.jit
@@ -81,9 +87,9 @@ def scored():
 
 @pytest.mark.parametrize('view', [0, 1])
 def test_teacher_states_are_those_of_the_plain_sequence(view):
-  hidden = np.asarray(scored()(make_params(0), make_rollout()).hidden)
+  hidden = np.asarray(scored()(teacher_params(), make_rollout()).hidden)
   assert hidden.shape == (2, 4, WIDTH, SPEC.embed_dim)
-  for row, wanted in enumerate(plain_hidden(make_params(0), VIEWS[view])):
+  for row, wanted in enumerate(plain_hidden(teacher_params(), VIEWS[view])):
     np.testing.assert_allclose(hidden[view, row, :len(wanted)], wanted, rtol=1e-4, atol=2e-5)
 
 
@@ -91,7 +97,7 @@ def test_the_teacher_reads_a_sampled_pad_id():
   """Another id in place of a sampled 0 changes what comes after it, and nothing before."""
   changed = [list(c) for c in COMPLETIONS]
   changed[1][1] = 9
-  before, after = (np.asarray(scored()(make_params(0), make_rollout(c)).hidden)
+  before, after = (np.asarray(scored()(teacher_params(), make_rollout(c)).hidden)
                    for c in (COMPLETIONS, changed))
   moved = np.abs(before - after).max((0, 3)) > 1e-3
   np.testing.assert_allclose(before[:, 1, :2], after[:, 1, :2], atol=1e-6)
@@ -112,10 +118,9 @@ def distill_step():
                                     valid_vocab=VALID)
 
   def run(rollout):
-    student, teacher = make_params(1), make_params(0)
-    fresh = state.create(student, optimizer, TeacherConfig())
-    scores = scored()(teacher, rollout)
-    return compiled(fresh, make_prompts(STUDENT, 4), rollout, scores, model.head(SPEC, teacher))[1]
+    fresh = state.create(student_params(), optimizer, TeacherConfig())
+    scores, head = scored()(teacher_params(), rollout), model.head(SPEC, teacher_params())
+    return compiled(fresh, make_prompts(STUDENT, 4), rollout, scores, head)[1]
 
   return run
 
@@ -123,11 +128,11 @@ def distill_step():
 def test_the_loss_is_that_of_the_sampled_ids_under_both_views():
   """From sampled ids to the loss of an update, pad ids and EOS inside the completions included."""
   report = distill_step()(make_rollout())
-  students = plain_hidden(make_params(1), STUDENT)
-  teachers = plain_hidden(make_params(0), VIEWS[0])
+  students = plain_hidden(student_params(), STUDENT)
+  teachers = plain_hidden(teacher_params(), VIEWS[0])
   total, tokens = 0.0, 0
   for row, (mine, theirs) in enumerate(zip(students, teachers)):
-    log_q, log_p = log_probs(mine, make_params(1)), log_probs(theirs, make_params(0))
+    log_q, log_p = log_probs(mine, student_params()), log_probs(theirs, teacher_params())
     kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
     assert kl.min() > 1e-3  # A dropped position would be seen.
     found = np.asarray(report.token_loss[row])

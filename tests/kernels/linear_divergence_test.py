@@ -300,7 +300,7 @@ def test_finite_differences(settings):
 # --- Properties.
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=80)
 @given(st.data(), st.integers(0, 99))
 def test_reference_matches_numpy(data, seed):
   spec = data.draw(specs(11))
@@ -408,6 +408,14 @@ def test_clipped_entry_has_no_gradient_of_its_own():
   result = from_logits(spec)
   assert result['loss'] == -50 and result['clip_fraction'] == 1
   assert not np.any(gradient(spec))
+
+
+def test_lower_clip_above_zero_does_not_count_padding():
+  spec = DivergenceSpec(entry_clip_min=0.1, valid_vocab=3)
+  expected = oracle_row(STUDENT, TEACHER, 0, spec)
+  actual = from_logits(spec)
+  np.testing.assert_allclose(actual['loss'], expected['loss'], rtol=1e-6)
+  np.testing.assert_allclose(actual['clip_fraction'], expected['clip_fraction'], rtol=1e-6)
 
 
 def test_full_support_ignores_tail_and_bucket_of_nothing_is_absent():

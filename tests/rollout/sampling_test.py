@@ -1,5 +1,6 @@
 """Truncation, the inverse CDF and counted randomness, against NumPy and brute force."""
 
+import dataclasses
 import functools
 import re
 
@@ -30,8 +31,8 @@ def kept(probs, config):
   if config.top_k is not None:
     ids = {i for i in ids if sum(probs[j] > probs[i] for j in ids) < config.top_k}
   if config.top_p < 1:
-    mass = sum(probs[i] for i in ids)
-    ids = {i for i in ids if sum(probs[j] for j in ids if probs[j] > probs[i]) / mass < config.top_p}
+    limit = config.top_p * sum(probs[i] for i in ids)
+    ids = {i for i in ids if sum(probs[j] for j in ids if probs[j] > probs[i]) < limit}
   if config.min_p > 0:
     ids = {i for i in ids if probs[i] >= config.min_p * max(probs)}
   return ids
@@ -52,16 +53,13 @@ def truncated(logits, config):
 
 
 def near_a_threshold(logits, config):
-  """Whether rounding could move a token over a threshold: such rows prove nothing."""
-  down, up = 1 - 1e-5, 1 + 1e-5
-  shaken = [config_with(config, top_p=config.top_p * s if config.top_p < 1 else 1.0,
-                        min_p=config.min_p * s) for s in (down, up)]
-  return len({tuple(np.isfinite(truncated(row, c)).tolist())
-              for c in shaken for row in [logits]}) > 1
-
-
-def config_with(config, **changes):
-  return SamplingConfig(**{**vars(config), **changes})
+  """Whether a rounding could move a token over a threshold: such a row proves nothing."""
+  masks = set()
+  for shift in (1 - 1e-5, 1, 1 + 1e-5):
+    top_p = config.top_p * shift if config.top_p < 1 else 1.0
+    moved = dataclasses.replace(config, top_p=top_p, min_p=config.min_p * shift)
+    masks.add(tuple(np.isfinite(truncated(logits, moved)).tolist()))
+  return len(masks) > 1
 
 
 def check_truncation(logits, config):
@@ -215,8 +213,9 @@ def test_exact_slices():
 
 def cdf_edges(probs, around=8):
   """Uniforms at every step of the CDF and a few float32 grid points to either side."""
-  edges = np.float32(np.cumsum(probs))[:, None] + np.arange(-around, around + 1) * np.float32(2**-24)
-  return np.unique(edges[(edges >= 0) & (edges < 1)].astype(np.float32))
+  grid = np.arange(-around, around + 1) * 2.0**-24
+  edges = np.unique(np.float32(np.cumsum(probs)[:, None] + grid))
+  return edges[(edges >= 0) & (edges < 1)]
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -252,10 +251,18 @@ def test_a_real_vocabulary(kept_tokens):
   check_slices(probs, np.float32(uniforms), 5e-6)
 
 
+def test_no_mass_is_never_picked_in_a_real_vocabulary():
+  # 1187 blocks of which 20 hold mass, as after top-k: here even the CPU sums prefixes as a tree.
+  size, rng, probs = 151936, np.random.default_rng(20), np.zeros(151936)
+  probs[rng.permutation(size)[:20]] = rng.exponential(size=20)
+  probs /= probs.sum()
+  for uniforms in np.resize(cdf_edges(probs), (7, 48)):
+    assert (probs[pick(probs, uniforms)] > 0).all()
+
+
 def test_draws_have_the_distribution():
   probs = holed(40, 1, holes=0.3)
-  keys = sampling.row_keys(0, 0, jnp.arange(20000, dtype=jnp.uint32), jnp.zeros(20000, jnp.int32))
-  tokens = pick(probs, sampling.uniforms(keys, 3))
+  tokens = pick(probs, draw(0, 0, np.arange(20000), np.zeros(20000), 3))
   counts, expected = np.bincount(tokens, minlength=40), 20000 * probs
   assert (counts[probs == 0] == 0).all()
   large = expected > 5
@@ -269,8 +276,14 @@ def test_draws_have_the_distribution():
 
 
 def draw(seed, step, problems, rollouts, position):
-  keys = sampling.row_keys(seed, step, jnp.array(problems, jnp.uint32), jnp.array(rollouts, jnp.int32))
-  return np.asarray(sampling.uniforms(keys, position))
+  problems, rollouts = jnp.array(problems, jnp.uint32), jnp.array(rollouts, jnp.int32)
+  return np.asarray(_uniforms(seed, step, problems, rollouts, position))
+
+
+@jax.jit
+def _uniforms(seed, step, problems, rollouts, position):
+  keys = sampling.row_keys(seed, step, problems, rollouts)
+  return sampling.uniforms(keys, position)
 
 
 BASE = (7, 3, [11, 11, 2**32 - 1], [0, 1, 0], 5)
@@ -291,13 +304,6 @@ def test_draws_depend_on_nothing_but_the_counts():
   np.testing.assert_array_equal(shuffled, draw(*BASE)[order])
   alone = draw(seed, step, problems[1:2], rollouts[1:2], position)
   np.testing.assert_array_equal(alone, draw(*BASE)[1:2])
-  traced = jax.jit(draw_traced)(jnp.uint32(seed), jnp.uint32(step), jnp.int32(position))
-  np.testing.assert_array_equal(traced, draw(*BASE))
-
-
-def draw_traced(seed, step, position):
-  keys = sampling.row_keys(seed, step, jnp.array(BASE[2], jnp.uint32), jnp.array(BASE[3], jnp.int32))
-  return sampling.uniforms(keys, position)
 
 
 def test_counts_are_not_confused_with_one_another():

@@ -53,6 +53,21 @@ def test_an_optimizer_that_cannot_step(changes, words):
   assert all(word in str(caught.value) for word in words)
 
 
+@pytest.mark.xfail(reason='accepted', strict=True)
+@pytest.mark.parametrize('changes', [
+    {'weight_decay': -0.1}, {'epsilon': -1e-8}, {'learning_rate': float('inf')}])
+def test_an_optimizer_that_would_diverge(changes):
+  with pytest.raises(ConfigError, match=f'optimizer.{next(iter(changes))} is '):
+    lib.validate_optimizer('optimizer', OptimizerConfig(**changes))
+
+
+@pytest.mark.xfail(reason='accepted: the run would never end', strict=True)
+@pytest.mark.parametrize('text', ['tokens:inf', 'minutes:infinity'])
+def test_a_budget_without_an_end(text):
+  with pytest.raises(ConfigError, match='positive'):
+    lib.parse_budget(LoopConfig(budget=text))
+
+
 @pytest.mark.parametrize('changes', [
     {}, {'clip_norm': None}, {'schedule': 'linear', 'warmup_updates': 3, 'decay_updates': 4},
     {'warmup_updates': 10}, {'beta1': 0.0},
