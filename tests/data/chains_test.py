@@ -87,7 +87,7 @@ def test_digits_and_operations_are_drawn_evenly():
   assert all(within(joined.count(op), 8 * len(texts), 1 / 3) for op in '+-*')
 
 
-def faulty_steps(config, seed, rows=400):
+def faulty_steps(config, seed, rows=1500):
   """(operation, value before, value after) of every step of many misconceived solutions."""
   rng = np.random.default_rng(seed)
   problems = chains.draw_problems(ChainsConfig(train=rows, validation=1, test=1, seed=seed))[:rows]
@@ -109,7 +109,7 @@ def test_the_misconception_doubles_and_adds_one_as_often_as_it_should():
   doubled = [(v, after) for op, v, after in steps if op == '*']
   mistaken = sum(after == MISTAKEN[v] for v, after in doubled)
   right = sum(after == TABLES['*'][v] for v, after in doubled)
-  assert mistaken + right == len(doubled) > 900
+  assert mistaken + right == len(doubled) > 3500
   assert within(mistaken, len(doubled), 0.65)
 
 

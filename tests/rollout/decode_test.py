@@ -34,7 +34,7 @@ from tests.rollout.sampling_test import truncated
 
 SPEC, VALID, EOS = UNTIED, 17, 2  # 20 rows in the head, 17 ids in use
 CONFIG = SamplingConfig(temperature=0.8, top_k=14, top_p=0.98, min_p=0.01, max_tokens=6)
-# Logits of a few units: float32 leaves errors near 2e-6 (measured) in a log-probability.
+# Logits of a few units: float32 leaves errors below 1e-6 (measured) in a log-probability.
 LOG_PROB = dict(atol=1e-5, rtol=0)
 
 
