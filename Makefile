@@ -44,6 +44,7 @@ test-reference: .venv/.reference ## the tests against PyTorch code, installed fi
 
 lint: .venv/.test ## style and likely mistakes
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 check: lint test ## what a change must pass
 

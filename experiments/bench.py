@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, study
+from experiments import entry, study
 from kernels.linear_divergence import bench as loss_bench
 from opsd_jax.config import ConfigError
 from opsd_jax.distill import scoring
@@ -72,14 +72,35 @@ def main() -> None:
   with jax.set_mesh(mesh):
     rows = _measure_model(sizes, mesh)
   losses = loss_bench.measure(
-      sizes.questions, sizes.tokens, sizes.dim, sizes.vocab, loss_bench.SPECS['forward_kl clipped'],
-      chunk_tokens=sizes.tokens, repeats=_REPEATS.value)
-  rows += [Row('loss and gradient', _LOSS_NAMES[r['implementation']], r['wall_ms'] / 1e3,
-               sizes.questions * sizes.tokens / r['wall_ms'] * 1e3, 1 / r['wall_ratio'],
-               r['temp_bytes'] and r['temp_bytes'] / 2**20) for r in losses]
-  write_json(os.path.join(_WORKDIR.value, 'results.json'), {
-      'sizes': dataclasses.asdict(sizes), 'rows': [dataclasses.asdict(r) for r in rows],
-      'repeats': _REPEATS.value, 'versions': study.versions(), 'machine': study.machine()})
+    sizes.questions,
+    sizes.tokens,
+    sizes.dim,
+    sizes.vocab,
+    loss_bench.SPECS['forward_kl clipped'],
+    chunk_tokens=sizes.tokens,
+    repeats=_REPEATS.value,
+  )
+  rows += [
+    Row(
+      'loss and gradient',
+      _LOSS_NAMES[r['implementation']],
+      r['wall_ms'] / 1e3,
+      sizes.questions * sizes.tokens / r['wall_ms'] * 1e3,
+      1 / r['wall_ratio'],
+      r['temp_bytes'] and r['temp_bytes'] / 2**20,
+    )
+    for r in losses
+  ]
+  write_json(
+    os.path.join(_WORKDIR.value, 'results.json'),
+    {
+      'sizes': dataclasses.asdict(sizes),
+      'rows': [dataclasses.asdict(r) for r in rows],
+      'repeats': _REPEATS.value,
+      'versions': study.versions(),
+      'machine': study.machine(),
+    },
+  )
   print(table(rows))
 
 
@@ -87,13 +108,22 @@ _LOSS_NAMES = {'reference': 'full logits (baseline)', 'chunked': 'chunked logits
 
 
 def _measure_model(sizes: Sizes, mesh: jax.sharding.Mesh) -> list[Row]:
-  spec = ModelSpec(vocab_size=sizes.vocab, num_layers=2, embed_dim=sizes.dim, num_heads=4, num_kv_heads=2,
-                   head_dim=max(sizes.dim // 4, 2), mlp_dim=3 * sizes.dim)
+  spec = ModelSpec(
+    vocab_size=sizes.vocab,
+    num_layers=2,
+    embed_dim=sizes.dim,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=max(sizes.dim // 4, 2),
+    mlp_dim=3 * sizes.dim,
+  )
   params = model.init_params(spec, jax.random.key(0), mesh)
   rng = np.random.default_rng(0)
-  prompts = Prompts(ids=rng.integers(sizes.vocab, size=(sizes.questions, sizes.prompt)).astype(np.int32),
-                    length=np.full(sizes.questions, sizes.prompt, np.int32),
-                    problem_id=np.arange(sizes.questions, dtype=np.uint32))
+  prompts = Prompts(
+    ids=rng.integers(sizes.vocab, size=(sizes.questions, sizes.prompt)).astype(np.int32),
+    length=np.full(sizes.questions, sizes.prompt, np.int32),
+    problem_id=np.arange(sizes.questions, dtype=np.uint32),
+  )
   return _rollout_rows(spec, params, prompts, sizes) + _update_rows(spec, params, prompts, sizes)
 
 
@@ -102,35 +132,59 @@ def _rollout_rows(spec: ModelSpec, params: model.Params, prompts: Prompts, sizes
   repeated = jax.tree.map(lambda x: np.repeat(x, sizes.per_question, axis=0), prompts)
 
   def sample(prompts: Prompts, per_question: int) -> Callable[[], Any]:
-    return lambda: decode.generate(spec, params, prompts, SamplingConfig(max_tokens=sizes.tokens), eos_ids=(),
-                                   per_question=per_question)
+    return lambda: decode.generate(
+      spec, params, prompts, SamplingConfig(max_tokens=sizes.tokens), eos_ids=(), per_question=per_question
+    )
 
-  return _rows('rollout', {'prompt repeated for every rollout (baseline)': sample(repeated, 1),
-                           'prompt shared': sample(prompts, sizes.per_question)}, _sampled(sizes))
+  return _rows(
+    'rollout',
+    {
+      'prompt repeated for every rollout (baseline)': sample(repeated, 1),
+      'prompt shared': sample(prompts, sizes.per_question),
+    },
+    _sampled(sizes),
+  )
 
 
 def _update_rows(spec: ModelSpec, params: model.Params, prompts: Prompts, sizes: Sizes) -> list[Row]:
   """Score and step: full logits and a prompt copy a rollout, against chunks and a shared prompt."""
-  rollout = jax.block_until_ready(decode.generate(
-      spec, params, prompts, SamplingConfig(max_tokens=sizes.tokens), eos_ids=(), per_question=sizes.per_question))
+  rollout = jax.block_until_ready(
+    decode.generate(
+      spec,
+      params,
+      prompts,
+      SamplingConfig(max_tokens=sizes.tokens),
+      eos_ids=(),
+      per_question=sizes.per_question,
+    )
+  )
   repeated = jax.tree.map(lambda x: np.repeat(x, sizes.per_question, axis=0), prompts)
   variants = {
-      'full logits, prompt repeated (baseline)': ('reference', repeated),
-      'full logits, prompt shared': ('reference', prompts),
-      'chunked logits, prompt shared': ('chunked', prompts)}
-  built = {name: _update(spec, params, seen, rollout, implementation)
-           for name, (implementation, seen) in variants.items()}
+    'full logits, prompt repeated (baseline)': ('reference', repeated),
+    'full logits, prompt shared': ('reference', prompts),
+    'chunked logits, prompt shared': ('chunked', prompts),
+  }
+  built = {
+    name: _update(spec, params, seen, rollout, implementation)
+    for name, (implementation, seen) in variants.items()
+  }
   rows = _rows('score and update', {name: run for name, (run, _) in built.items()}, _sampled(sizes))
   return [dataclasses.replace(row, temp_mib=built[row.variant][1]) for row in rows]
 
 
-def _update(spec: ModelSpec, params: model.Params, prompts: Prompts, rollout: Rollout,
-            implementation: str) -> tuple[Callable[[], Any], float | None]:
+def _update(
+  spec: ModelSpec, params: model.Params, prompts: Prompts, rollout: Rollout, implementation: str
+) -> tuple[Callable[[], Any], float | None]:
   """An update to time, and the compiler's temporaries of its gradient step in MiB."""
   optimizer = optax.adamw(1e-4)
   score = jax.jit(scoring.score_teacher, static_argnums=0)
-  compiled = step.make_distill_step(spec, ObjectiveConfig(implementation=implementation, chunk_tokens=256),
-                                    TeacherConfig(), optimizer, valid_vocab=spec.vocab_size)
+  compiled = step.make_distill_step(
+    spec,
+    ObjectiveConfig(implementation=implementation, chunk_tokens=256),
+    TeacherConfig(),
+    optimizer,
+    valid_vocab=spec.vocab_size,
+  )
   holder = [state.create(params, optimizer, TeacherConfig())]
   head = model.head(spec, params)
 
@@ -167,10 +221,12 @@ def table(rows: list[Row]) -> str:
   lines = ['| what | variant | ms | tokens/s | speed | temporaries MiB |', '|---|---|---:|---:|---:|---:|']
   for r in rows:
     memory = '-' if r.temp_mib is None else f'{r.temp_mib:.1f}'
-    lines.append(f'| {r.what} | {r.variant} | {1e3 * r.seconds:.1f} | {r.tokens_per_second:,.0f} | '
-                 f'{r.ratio:.2f}x | {memory} |')
+    lines.append(
+      f'| {r.what} | {r.variant} | {1e3 * r.seconds:.1f} | {r.tokens_per_second:,.0f} | '
+      f'{r.ratio:.2f}x | {memory} |'
+    )
   return '\n'.join(lines)
 
 
 if __name__ == '__main__':
-  common.run(main, __doc__)
+  entry.run(main, __doc__)

@@ -18,9 +18,10 @@ from absl import flags
 from experiments import common
 from opsd_jax.analyze import preflight
 from opsd_jax.checkpoint.store import open_store
+from opsd_jax.config import require
 from opsd_jax.experiment import Experiment, build
 from opsd_jax.models import model
-from opsd_jax.train import cold_start, state
+from opsd_jax.train import cold_start
 from opsd_jax.train.setup import Setup
 
 flags.adopt_module_key_flags(common)
@@ -29,50 +30,67 @@ _SHOWN = flags.DEFINE_integer('problems', 3, 'How many problems to show.', lower
 _READ = 64  # problems that the warnings and the mean gain are taken over
 
 
-def main() -> int:
-  """Prints the check of the experiment of the flags."""
-  experiment = common.experiment_from_flags()
+def main(experiment: Experiment) -> int:
+  """Prints the check; 3 if there are warnings."""
   setup = build(experiment)
   with jax.set_mesh(setup.mesh):
-    params, origin = _weights(setup, _WORKDIR.value)
-    readings = preflight.read(setup.spec, params, setup.splits.train[:_READ], setup.views, setup.tokenizer,
-                              setup.rollout.sampling.max_tokens)
-  for reading in readings[:_SHOWN.value]:
+    params, updates = _weights(setup, _WORKDIR.value)
+    readings = preflight.read(
+      setup.spec,
+      params,
+      setup.splits.train[:_READ],
+      setup.views,
+      setup.tokenizer,
+      setup.rollout.sampling.max_tokens,
+    )
+  for reading in readings[: _SHOWN.value]:
     _show(reading, setup)
   gain = sum(r.gain for r in readings) / len(readings)
-  print(f"teacher's gain over the student on {len(readings)} reference solutions: {gain:+.3f} nats a token "
-        f'({origin})')
+  origin = f'cold-start weights after {updates} updates' if updates else 'random initial weights'
+  print(
+    f"teacher's gain over the student on {len(readings)} reference solutions: {gain:+.3f} nats a token "
+    f'({origin})'
+  )
   _show_memory(experiment, setup)
-  return _show_warnings(preflight.warnings(readings, setup.objective))
+  found = preflight.warnings(readings, setup.objective, trained=updates > 0)
+  return _show_warnings(
+    found + preflight.layout_warnings(setup.mesh, setup.rollout, setup.loop.micro_batches)
+  )
 
 
-def _weights(setup: Setup, workdir: str | None) -> tuple[model.Params, str]:
-  """Cold-start weights of the run, or random ones, and a word on which."""
-  fresh = cold_start.fresh_state(setup)
-  folder = os.path.join(workdir or '', 'cold_start', 'checkpoints')
-  if not workdir or not os.path.isdir(folder):
-    return fresh.params, 'random initial weights'
+def _weights(setup: Setup, workdir: str | None) -> tuple[model.Params, int]:
+  """Cold-start weights of the run and their updates, or random weights and 0."""
+  if not workdir:
+    return cold_start.random_params(setup), 0
+  folder = os.path.join(workdir, 'cold_start', 'checkpoints')
+  require(os.path.isdir(folder), f'--workdir={workdir} has no cold start yet; train first, or leave it out.')
   with open_store(folder, setup.checkpoint, read_only=True) as store:
-    found = store.restore(state.abstract(fresh))
-  return (fresh.params, 'random initial weights') if found is None else (
-      found[1].params, f'cold-start weights after {found[0]} updates')
+    found = store.restore(cold_start.layout(setup))
+  require(found is not None, f'--workdir={workdir} has no complete checkpoint of its cold start yet.')
+  return found[1].params, found[0]
 
 
 def _show(reading: preflight.Reading, setup: Setup) -> None:
   config, tokenizer = setup.views, setup.tokenizer
   width = setup.rollout.sampling.max_tokens
   print(f'problem {reading.problem.id}')
-  for role, text, ids, limit in (('student', reading.student, reading.student_ids, config.student_tokens),
-                                 ('teacher', reading.teacher, reading.teacher_ids, config.teacher_tokens)):
+  for role, text, ids, limit in (
+    ('student', reading.student, reading.student_ids, config.student_tokens),
+    ('teacher', reading.teacher, reading.teacher_ids, config.teacher_tokens),
+  ):
     print(f'  {role} prompt   {text!r}\n    ids ({len(ids)} of {limit}) {ids}')
-  shown = ' '.join(tokenizer.token_text(t) for t in reading.tokens[:reading.kept])
+  shown = ' '.join(tokenizer.token_text(t) for t in reading.tokens[: reading.kept])
   print(f'  solution         {shown}')
-  print(f'    in the loss    {reading.kept} of {width} positions; the rest is padding by length, whatever its id')
+  print(
+    f'    in the loss    {reading.kept} of {width} positions; the rest is padding by length, whatever its id'
+  )
   print(f'    cut            {len(reading.tokens) - reading.kept} tokens')
   ends = ', '.join(f'{i} {tokenizer.token_text(i)}' for i in tokenizer.eos_ids)
   print(f'    ends at        {ends}')
-  print(f'    log-prob       student {reading.student_logp:.3f}, teacher {reading.teacher_logp:.3f}, '
-        f'gain {reading.gain:+.3f} nats a token\n')
+  print(
+    f'    log-prob       student {reading.student_logp:.3f}, teacher {reading.teacher_logp:.3f}, '
+    f'gain {reading.gain:+.3f} nats a token\n'
+  )
 
 
 def _show_memory(experiment: Experiment, setup: Setup) -> None:

@@ -2,29 +2,30 @@
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 
-from absl import app, flags, logging
+from absl import flags
 
-from experiments import recipes
+from experiments import entry, recipes
 from opsd_jax import config as configs
 from opsd_jax import experiment as experiments
-from opsd_jax.checkpoint.errors import CheckpointError, chain, describe, is_full
 from opsd_jax.config import ConfigError
 from opsd_jax.experiment import Experiment
 from opsd_jax.files import write_json
-from opsd_jax.train.loop import TrainingStopped
 
 _EXPERIMENT = flags.DEFINE_string(
-    'experiment', None, 'Recipe to run: a file name in experiments/recipes. See --list.')
+  'experiment', None, 'Recipe to run: a file name in experiments/recipes. See --list.'
+)
 _SET = flags.DEFINE_multi_string(
-    'set', [], 'A setting to change, as --set=optimizer.learning_rate=1e-4. May be repeated; '
-    "every setting is in the run's config.json.")
+  'set',
+  [],
+  'A setting to change, as --set=optimizer.learning_rate=1e-4. May be repeated; '
+  "every setting is in the run's config.json.",
+)
 _BUDGET = flags.DEFINE_string(
-    'budget', None, 'Stop after tokens:N (sampled), updates:N or minutes:X. '
-    'Short for --set=loop.budget=...')
+  'budget', None, 'Stop after tokens:N (sampled), updates:N or minutes:X. Short for --set=loop.budget=...'
+)
 _LIST = flags.DEFINE_bool('list', False, 'List the recipes and end.')
 
 
@@ -47,45 +48,16 @@ def with_settings(experiment: Experiment, assignments: list[str]) -> Experiment:
   return changed
 
 
-def run(main: Callable[[], int | None], documentation: str | None) -> None:
-  """Runs an entry point: `--help` shows its documentation, an expected error is one clear line."""
-  sys.modules['__main__'].__doc__ = f'{documentation}\nRecipes:\n{listing()}\n'
+def run(main: Callable[[Experiment], int | None], documentation: str | None) -> None:
+  """Runs an entry point on the experiment of the flags; `--help` and `--list` show the recipes."""
 
-  def guarded(arguments: list[str]) -> int:
-    if not flags.FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # absl's default shows every step of every checkpoint
-    try:
-      if len(arguments) > 1:
-        raise ConfigError(f'{arguments[1]!r} is not a flag; write --set=field=value for a setting.')
-      if _LIST.value:
-        print(listing())
-        return 0
-      return main() or 0
-    except (ConfigError, CheckpointError, TrainingStopped, OSError) as error:
-      message = explain(error)
-      if message is None:
-        raise
-      print(f'error: {message}', file=sys.stderr)
-      return 2 if isinstance(error, ConfigError) else 1
+  def with_experiment() -> int | None:
+    if _LIST.value:
+      print(listing())
+      return 0
+    return main(experiment_from_flags())
 
-  app.run(guarded)
-
-
-def explain(error: BaseException) -> str | None:
-  """One line for the user, or None for an error that nobody expected.
-
-  A full disk can fail a checkpoint and then the closing of the metrics: the checkpoint's error knows more.
-  """
-  known = (ConfigError, CheckpointError, TrainingStopped)
-  expected = next((e for e in chain(error) if isinstance(e, known)), None)
-  if expected is not None:
-    return str(expected)
-  if not is_full(error):
-    return None
-  notes = getattr(error, '__notes__', [])  # of a checkpoint that failed for the same cause
-  remedy = ('Remedy: free space or choose another --workdir, then run the same command: it continues from the '
-            'last checkpoint.')
-  return ' '.join([f'the disk is full: {describe(error)}.', *(notes or [remedy])])
+  entry.run(with_experiment, f'{documentation}\nRecipes:\n{listing()}\n')
 
 
 def listing() -> str:
@@ -116,8 +88,10 @@ def _require_writable(workdir: str) -> None:
     with tempfile.TemporaryFile(dir=workdir):
       pass
   except OSError as error:
-    raise ConfigError(f'--workdir={workdir} cannot be written: {error.strerror or error}. Choose '
-                      'another folder, or change its permissions.') from error
+    raise ConfigError(
+      f'--workdir={workdir} cannot be written: {error.strerror or error}. Choose '
+      'another folder, or change its permissions.'
+    ) from error
 
 
 def _require_same(path: str, wanted: dict) -> None:
@@ -125,11 +99,13 @@ def _require_same(path: str, wanted: dict) -> None:
     with open(path) as file:
       saved = json.load(file)
   except ValueError as error:
-    raise ConfigError(
-        f'{path} is not JSON: {error}. Remove it, or choose another --workdir.') from error
-  changed = [line for line in configs.differences(saved, wanted)
-             if not line.startswith(experiments.CONTINUABLE)]
+    raise ConfigError(f'{path} is not JSON: {error}. Remove it, or choose another --workdir.') from error
+  changed = [
+    line for line in configs.differences(saved, wanted) if not line.startswith(experiments.CONTINUABLE)
+  ]
   if changed:
-    raise ConfigError(f'--workdir={os.path.dirname(path)} belongs to another experiment. What '
-                      f'differs: {"; ".join(changed[:5])}. Choose another --workdir, or remove '
-                      'that one.')
+    raise ConfigError(
+      f'--workdir={os.path.dirname(path)} belongs to another experiment. What '
+      f'differs: {"; ".join(changed[:5])}. Choose another --workdir, or remove '
+      'that one.'
+    )

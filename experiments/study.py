@@ -1,5 +1,6 @@
 """A study: cold start, the main run, its controls, and one evaluation of them all."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -10,9 +11,9 @@ from typing import Any
 
 import jax
 
-from opsd_jax.files import write_json
 from opsd_jax.evaluate import accuracy
 from opsd_jax.experiment import Experiment, build, with_control
+from opsd_jax.files import write_json
 from opsd_jax.models.model import Params
 from opsd_jax.records import Role
 from opsd_jax.train import cold_start, distill, ledger, loop
@@ -21,12 +22,16 @@ from opsd_jax.train.setup import Setup
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-def run(experiment: Experiment, workdir: str) -> dict[str, Any]:
-  """Runs what is not yet done in `workdir` and returns the content of `results.json`."""
-  setup = build(experiment)
+def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
+  """Runs what is not yet done in `workdir` and returns the content of `results.json`.
+
+  An earlier `results.json` is removed first: while a run goes on it would tell of another.
+  """
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(os.path.join(workdir, 'results.json'))
   with jax.set_mesh(setup.mesh):
     runs = {'cold_start': cold_start.run(setup, os.path.join(workdir, 'cold_start'))}
-    base = runs['cold_start'].state.params
+    base = runs['cold_start'].params
     runs['opsd'] = distill.run(setup, workdir, base)
     tokens = runs['opsd'].progress.ledger.sampled
     for control in experiment.controls:
@@ -42,14 +47,18 @@ def run(experiment: Experiment, workdir: str) -> dict[str, Any]:
 def _evaluate_all(setup: Setup, runs: dict[str, loop.Finished], folder: str) -> dict[str, dict[str, Any]]:
   """Accuracy of every arm on the test problems."""
   os.makedirs(folder, exist_ok=True)
-  base = runs['cold_start'].state.params
+  base = runs['cold_start'].params
   arms: dict[str, tuple[Params, Role]] = {'base': (base, 'student'), 'teacher_view': (base, 'teacher')}
-  arms |= {name: (run.state.params, 'student') for name, run in runs.items() if name != 'cold_start'}
-  return {name: _evaluate(setup, params, role, runs.get(name), os.path.join(folder, f'{name}.json'))
-          for name, (params, role) in arms.items()}
+  arms |= {name: (run.params, 'student') for name, run in runs.items() if name != 'cold_start'}
+  return {
+    name: _evaluate(setup, params, role, runs.get(name), os.path.join(folder, f'{name}.json'))
+    for name, (params, role) in arms.items()
+  }
 
 
-def _evaluate(setup: Setup, params: Params, role: Role, run: loop.Finished | None, path: str) -> dict[str, Any]:
+def _evaluate(
+  setup: Setup, params: Params, role: Role, run: loop.Finished | None, path: str
+) -> dict[str, Any]:
   """Measures one arm, or reads what an earlier call measured after as many updates."""
   updates = run.progress.updates if run else 0
   if os.path.exists(path):
@@ -58,12 +67,17 @@ def _evaluate(setup: Setup, params: Params, role: Role, run: loop.Finished | Non
     if saved['updates'] == updates:
       return saved
   began = time.monotonic()
-  measured, verdicts = accuracy.measure(setup.spec, params, setup.mesh, setup.splits.test, role, setup.views,
-                                        setup.tokenizer, setup.evaluate)
-  spent = sum((ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel()) for v in verdicts),
-              ledger.Ledger())
-  row = _row(measured, setup) | {'updates': updates, 'spent': dataclasses.asdict(spent),
-                                 'seconds': time.monotonic() - began}
+  measured, verdicts = accuracy.measure(
+    setup.spec, params, setup.mesh, setup.splits.test, role, setup.views, setup.tokenizer, setup.evaluate
+  )
+  spent = sum(
+    (ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel()) for v in verdicts), ledger.Ledger()
+  )
+  row = _row(measured, setup) | {
+    'updates': updates,
+    'spent': dataclasses.asdict(spent),
+    'seconds': time.monotonic() - began,
+  }
   write_json(path, row)
   return row
 
@@ -71,31 +85,45 @@ def _evaluate(setup: Setup, params: Params, role: Role, run: loop.Finished | Non
 def _row(measured: accuracy.Accuracy, setup: Setup) -> dict[str, Any]:
   """An arm's row of the table, accuracies in 0..1."""
   return {
-      'sampled_accuracy': measured.sampled.value,
-      'sampled_interval': [measured.sampled.low, measured.sampled.high],
-      'greedy_accuracy': measured.greedy.value,
-      'greedy_interval': [measured.greedy.low, measured.greedy.high],
-      'pass_at': {str(k): v for k, v in measured.pass_at.items()},
-      'answered': measured.answered, 'stopped': measured.stopped, 'mean_length': measured.mean_length,
-      'problems': len(setup.splits.test), 'samples': setup.evaluate.samples}
+    'sampled_accuracy': measured.sampled.value,
+    'sampled_interval': [measured.sampled.low, measured.sampled.high],
+    'greedy_accuracy': measured.greedy.value,
+    'greedy_interval': [measured.greedy.low, measured.greedy.high],
+    'pass_at': {str(k): v for k, v in measured.pass_at.items()},
+    'answered': measured.answered,
+    'stopped': measured.stopped,
+    'mean_length': measured.mean_length,
+    'problems': len(setup.splits.test),
+    'samples': setup.evaluate.samples,
+  }
 
 
-def _results(experiment: Experiment, runs: dict[str, loop.Finished],
-             evaluated: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _results(
+  experiment: Experiment, runs: dict[str, loop.Finished], evaluated: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
   seconds = {name: run.progress.seconds for name, run in runs.items()}
   phases = {
-      'cold_start': seconds['cold_start'], 'opsd': seconds['opsd'],
-      'controls': sum(seconds[c.name] for c in experiment.controls),
-      'evaluation': sum(row['seconds'] for row in evaluated.values())}
-  table = {name: {k: v for k, v in row.items() if k not in ('spent', 'seconds', 'updates')}
-           for name, row in evaluated.items()}
+    'cold_start': seconds['cold_start'],
+    'opsd': seconds['opsd'],
+    'controls': sum(seconds[c.name] for c in experiment.controls),
+    'evaluation': sum(row['seconds'] for row in evaluated.values()),
+  }
+  table = {
+    name: {k: v for k, v in row.items() if k not in ('spent', 'seconds', 'updates')}
+    for name, row in evaluated.items()
+  }
   return {
-      'experiment': experiment.name, 'seed': experiment.seed, **table,
-      'tokens': dataclasses.asdict(runs['opsd'].progress.ledger),
-      'arms': {name: _arm(run.progress) for name, run in runs.items()},
-      'evaluation': {name: row['spent'] for name, row in evaluated.items()},
-      'seconds': phases | {'total': sum(phases.values())},
-      'versions': versions(), 'machine': machine()}
+    'experiment': experiment.name,
+    'seed': experiment.seed,
+    **table,
+    'tokens': dataclasses.asdict(runs['opsd'].progress.ledger),
+    'arms': {name: _arm(run.progress) for name, run in runs.items()},
+    'evaluation': {name: row['spent'] for name, row in evaluated.items()},
+    'validation': {name: dataclasses.asdict(run.progress.validation) for name, run in runs.items()},
+    'seconds': phases | {'total': sum(phases.values())},
+    'versions': versions(),
+    'machine': machine(),
+  }
 
 
 def _arm(progress: loop.Progress) -> dict[str, Any]:
@@ -110,5 +138,11 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
   """What the run ran on."""
   device = jax.devices()[0]
-  return {'platform': device.platform, 'device_kind': device.device_kind, 'devices': jax.device_count(),
-          'processes': jax.process_count(), 'cpu_count': os.cpu_count(), 'system': platform.system()}
+  return {
+    'platform': device.platform,
+    'device_kind': device.device_kind,
+    'devices': jax.device_count(),
+    'processes': jax.process_count(),
+    'cpu_count': os.cpu_count(),
+    'system': platform.system(),
+  }

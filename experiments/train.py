@@ -16,16 +16,17 @@ from absl import flags
 from experiments import common, study
 from opsd_jax.analyze.report import write_report
 from opsd_jax.analyze.table import format_table
+from opsd_jax.experiment import Experiment, build
 
 flags.adopt_module_key_flags(common)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if absent, continued if not.')
 
 
-def main() -> None:
-  """Runs the experiment of the flags in its folder."""
-  experiment = common.experiment_from_flags()
+def main(experiment: Experiment) -> None:
+  """Runs the experiment in its folder."""
+  setup = build(experiment)  # before the folder is claimed: what fails here leaves no trace
   workdir = common.claim_workdir(_WORKDIR.value, experiment)
-  results = study.run(experiment, workdir)
+  results = study.run(experiment, setup, workdir)
   report = write_report(workdir)
   print(format_table(results))
   print(f'\nReport: {os.path.relpath(report)}')

@@ -25,9 +25,7 @@ def temperature(name: str, value: float) -> None:
 
 def softcap(name: str, value: float | None) -> None:
   """Raises `ValueError` unless `value` is None or positive."""
-  require(
-    value is None or value > 0, f'{name} is {value}; it must be > 0, or None for no soft-cap.'
-  )
+  require(value is None or value > 0, f'{name} is {value}; it must be > 0, or None for no soft-cap.')
 
 
 def valid_vocab(value: int | None, vocab: int) -> None:
@@ -54,9 +52,7 @@ def hidden_and_head(role: str, hidden: jax.Array, head: jax.Array) -> None:
   """
   _floating(f'{role}hidden', hidden)
   _floating(f'{role}head', head)
-  require(
-    hidden.ndim == 3, f'{role}hidden has shape {hidden.shape}; pass [batch, time, width], rank 3.'
-  )
+  require(hidden.ndim == 3, f'{role}hidden has shape {hidden.shape}; pass [batch, time, width], rank 3.')
   require(head.ndim == 2, f'{role}head has shape {head.shape}; pass [vocab, width], rank 2.')
   require(
     head.shape[1] == hidden.shape[2],
@@ -74,8 +70,7 @@ def targets_like(targets: jax.Array, hidden: jax.Array, name: str) -> None:
     f'{hidden.shape[:2]}, one token id per position.',
   )
   require(
-    jnp.issubdtype(targets.dtype, jnp.integer),
-    f'targets has dtype {targets.dtype}; pass integer token ids.',
+    jnp.issubdtype(targets.dtype, jnp.integer), f'targets has dtype {targets.dtype}; pass integer token ids.'
   )
 
 

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 Tree = TypeVar('Tree')
 
 
-def map_time(
-  body: Callable[..., Tree], arrays: Sequence[jax.Array], chunk_tokens: int
-) -> Tree:
+def map_time(body: Callable[..., Tree], arrays: Sequence[jax.Array], chunk_tokens: int) -> Tree:
   """`body(*arrays)` computed over chunks of the time axis and recomputed in the backward pass.
 
   Chunks are cut along time and keep the whole batch: a batch axis sharded over devices stays so,

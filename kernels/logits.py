@@ -40,9 +40,7 @@ def _contract(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
   return jnp.einsum(formula, left, right, preferred_element_type=at_least_float32(left.dtype))
 
 
-def shape(
-  logits: jax.Array, temperature: float, softcap: float | None, valid_vocab: int | None
-) -> jax.Array:
+def shape(logits: jax.Array, temperature: float, softcap: float | None, valid_vocab: int | None) -> jax.Array:
   """Soft-caps, divides by the temperature, then gives padding of the vocabulary -inf.
 
   Args:

@@ -65,9 +65,10 @@ def _assign(node: Any, path: list[str], text: str, whole: str) -> Any:
   if rest:
     value = _assign(current, rest, text, whole)
   else:
-    require(not dataclasses.is_dataclass(current),
-            f'{whole!r} is a group of settings, not a value; set one of its fields: '
-            f'{_field_names(current)}.')
+    require(
+      not dataclasses.is_dataclass(current),
+      f'{whole!r} is a group of settings, not a value; set one of its fields: {_field_names(current)}.',
+    )
     value = parse(text, kind, whole)
   return dataclasses.replace(node, **{name: value})
 

@@ -1,6 +1,8 @@
 """An experiment: the rooms' configs composed, cross-checked, and turned into a run's workbench."""
 
 import dataclasses
+import math
+import re
 
 import jax
 
@@ -11,18 +13,20 @@ from opsd_jax.config import ConfigError, require
 from opsd_jax.data import source
 from opsd_jax.data.source import DataConfig
 from opsd_jax.distill import config as distill_room
+from opsd_jax.distill import views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.evaluate import config as evaluate_room
 from opsd_jax.evaluate.config import EvaluateConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import spec as models_room
 from opsd_jax.models.spec import ModelSpec
+from opsd_jax.records import Example
 from opsd_jax.rollout import config as rollout_room
 from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.text import tokenizer as text_room
 from opsd_jax.text.tokenizer import TextConfig
+from opsd_jax.train import cold_start, recorder
 from opsd_jax.train import config as train_room
-from opsd_jax.train import recorder
 from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
 from opsd_jax.train.recorder import MetricsConfig
 from opsd_jax.train.setup import Setup
@@ -69,6 +73,20 @@ class Experiment:
   controls: tuple[Control, ...] = ()
 
 
+# What a control may change. The rest is shared with the main run: its cold start, its data, its test.
+CONTROLLABLE = ('views.teacher', 'teacher.', 'objective.', 'optimizer.', 'rollout.', 'loop.')
+_RESERVED = (
+  'base',
+  'teacher_view',
+  'cold_start',
+  'opsd',
+  'experiment',
+  'seed',
+  'tokens',
+  'arms',
+  'evaluation',
+)
+
 # Settings that may differ when a run is continued: they change how long it goes on and what it shows.
 CONTINUABLE = ('loop.budget', 'loop.updates', 'checkpoint.', 'metrics.', 'mesh.')
 
@@ -79,6 +97,7 @@ def validate(experiment: Experiment) -> None:
   Raises:
     ConfigError: names the setting, its value and the remedy.
   """
+  _validate_numbers(experiment)
   tokenizer_size = _validate_text(experiment)
   source.validate(experiment.data)
   distill_room.validate_views(experiment.views)
@@ -88,10 +107,40 @@ def validate(experiment: Experiment) -> None:
   train_room.validate_optimizer('optimizer', experiment.optimizer)
   train_room.validate_loop(experiment.loop, experiment.rollout.questions)
   train_room.validate_cold_start(experiment.cold_start)
+  budget = train_room.parse_budget(experiment.loop)
+  if budget.unit == 'updates':
+    train_room.validate_decay('optimizer', experiment.optimizer, math.ceil(budget.limit))
   evaluate_room.validate(experiment.evaluate, tokenizer_size)
   checkpoint_room.validate(experiment.checkpoint)
   recorder.validate(experiment.metrics)
+  _validate_controls(experiment)
+
+
+def _validate_numbers(experiment: Experiment) -> None:
+  """Every number is finite, and every seed fits the 32 bits that randomness is counted in."""
+  for name, value in configs.flatten(experiment).items():
+    finite = not isinstance(value, float) or math.isfinite(value)
+    require(finite, f'{name} is {value}; it must be a finite number.')
+    is_seed = name.split('.')[-1] == 'seed'
+    require(not is_seed or 0 <= value < 2**32, f'{name} is {value}; a seed lies in 0..{2**32 - 1}.')
+
+
+def _validate_controls(experiment: Experiment) -> None:
+  names = [control.name for control in experiment.controls]
   for control in experiment.controls:
+    require(
+      re.fullmatch('[a-z0-9_]+', control.name) is not None
+      and control.name not in _RESERVED
+      and names.count(control.name) == 1,
+      f'control {control.name!r}: a name is of lower-case letters, digits and _, stands once, and is none of '
+      f'{", ".join(_RESERVED)}.',
+    )
+    for setting in control.overrides:
+      require(
+        setting.startswith(CONTROLLABLE),
+        f'control {control.name!r} changes {setting.split("=")[0]!r}, which it shares with the main run; it '
+        f'may change {", ".join(CONTROLLABLE)}.',
+      )
     validate(with_control(experiment, control))
 
 
@@ -100,32 +149,78 @@ def _validate_text(experiment: Experiment) -> int:
   text_room.validate(experiment.text)
   models_room.validate(experiment.model)
   size = text_room.make_tokenizer(experiment.text).vocab_size
-  require(size <= experiment.model.vocab_size,
-          f'model.vocab_size is {experiment.model.vocab_size}, but the tokenizer has {size} ids; '
-          'raise model.vocab_size.')
+  require(
+    size <= experiment.model.vocab_size,
+    f'model.vocab_size is {experiment.model.vocab_size}, but the tokenizer has {size} ids; '
+    'raise model.vocab_size.',
+  )
   return size
 
 
 def with_control(experiment: Experiment, control: Control, tokens: int | None = None) -> Experiment:
-  """The experiment of a control; with `tokens`, its budget is that many sampled tokens."""
+  """The experiment of a control; with `tokens`, its budget is that many sampled tokens.
+
+  Rollouts may shrink under a control; it stops in any case after three times the main run's updates.
+  """
   try:
     changed = configs.override(experiment, control.overrides)
   except ConfigError as error:
     raise ConfigError(f'control {control.name!r}: {error}') from error
   changed = dataclasses.replace(changed, controls=())
-  return changed if tokens is None else configs.override(changed, [f'loop.budget=tokens:{tokens}'])
+  if tokens is None:
+    return changed
+  cap = 3 * experiment.loop.updates
+  return configs.override(changed, [f'loop.budget=tokens:{tokens}', f'loop.max_updates={cap}'])
 
 
 def build(experiment: Experiment, mesh: jax.sharding.Mesh | None = None) -> Setup:
-  """The workbench: mesh, tokenizer and problems, made once.
+  """The workbench: mesh, tokenizer and problems, made once, and every text tried.
 
   Raises:
-    ConfigError: as `validate`; also where the devices do not fit the mesh.
+    ConfigError: as `validate`; also where the devices do not fit the mesh, or a prompt or a worked
+      solution of any problem, under the experiment or one of its controls, does not fit its width.
   """
   validate(experiment)
   e = experiment
-  return Setup(
-      seed=e.seed, spec=e.model, mesh=make_mesh(e.mesh) if mesh is None else mesh,
-      tokenizer=text_room.make_tokenizer(e.text), data=e.data, splits=source.load(e.data), views=e.views,
-      rollout=e.rollout, teacher=e.teacher, objective=e.objective, optimizer=e.optimizer, loop=e.loop,
-      cold_start=e.cold_start, evaluate=e.evaluate, checkpoint=e.checkpoint, metrics=e.metrics)
+  setup = Setup(
+    resolved=configs.to_dict(e),
+    seed=e.seed,
+    spec=e.model,
+    mesh=make_mesh(e.mesh) if mesh is None else mesh,
+    tokenizer=text_room.make_tokenizer(e.text),
+    data=e.data,
+    splits=source.load(e.data),
+    views=e.views,
+    rollout=e.rollout,
+    teacher=e.teacher,
+    objective=e.objective,
+    optimizer=e.optimizer,
+    loop=e.loop,
+    cold_start=e.cold_start,
+    evaluate=e.evaluate,
+    checkpoint=e.checkpoint,
+    metrics=e.metrics,
+  )
+  _try_texts(experiment, setup)
+  return setup
+
+
+def _try_texts(experiment: Experiment, setup: Setup) -> None:
+  """Renders every problem under every view, so that nothing is found out after hours of training."""
+  splits, tokenizer = setup.splits, setup.tokenizer
+  require(
+    len(splits.train) >= experiment.rollout.questions,
+    f'rollout.questions is {experiment.rollout.questions}, but only {len(splits.train)} training problems.',
+  )
+  problems = [*splits.test, *splits.validation, *splits.train]
+  views.student_batch(experiment.views, problems, tokenizer)
+  changed = [with_control(experiment, control).views for control in experiment.controls]
+  for view in dict.fromkeys([experiment.views, *changed]):
+    views.teacher_batch(view, problems, tokenizer)
+  if experiment.cold_start.updates:
+    require(
+      len(splits.train) >= experiment.cold_start.batch,
+      f'cold_start.batch is {experiment.cold_start.batch}, but only {len(splits.train)} training problems.',
+    )
+    solutions = [Example(p, 'teacher', p.solution) for p in splits.train]
+    cold_start.tokenize_completions(solutions, tokenizer, experiment.rollout.sampling.max_tokens)

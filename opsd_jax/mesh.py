@@ -20,13 +20,18 @@ AXES = ('data', 'fsdp', 'tensor')
 # Parameters shard `embed` over fsdp and the wide axes over tensor; activations shard rows over both
 # data axes and keep their model width whole, so that the residual stream needs no collective.
 RULES: dict[str | None, tuple[str, ...]] = {
-    'batch': ('data', 'fsdp'),
-    'embed': ('fsdp',),
-    'heads': ('tensor',),
-    'kv_heads': ('tensor',),
-    'mlp': ('tensor',),
-    'vocab': ('tensor',),
-    'layers': (), 'length': (), 'head_dim': (), 'activation': (), 'view': (), None: (),
+  'batch': ('data', 'fsdp'),
+  'embed': ('fsdp',),
+  'heads': ('tensor',),
+  'kv_heads': ('tensor',),
+  'mlp': ('tensor',),
+  'vocab': ('tensor',),
+  'layers': (),
+  'length': (),
+  'head_dim': (),
+  'activation': (),
+  'view': (),
+  None: (),
 }
 
 
@@ -53,19 +58,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = [config.data, config.fsdp, config.tensor]
-  require(sizes.count(-1) <= 1 and all(s == -1 or s > 0 for s in sizes),
-          f'mesh is {config}: sizes must be positive, and at most one of them -1.')
+  require(
+    sizes.count(-1) <= 1 and all(s == -1 or s > 0 for s in sizes),
+    f'mesh is {config}: sizes must be positive, and at most one of them -1.',
+  )
   known = math.prod(s for s in sizes if s != -1)
-  sizes = [len(devices) // known if s == -1 else s for s in sizes]
-  require(math.prod(sizes) == len(devices),
-          f'mesh {dict(zip(AXES, sizes, strict=True))} needs {math.prod(sizes)} devices but '
-          f'{len(devices)} are present; change mesh.data, mesh.fsdp or mesh.tensor.')
-  # Auto axes: `jax.make_mesh` would make them Explicit, where top-k and gathers need annotations.
-  return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+  sizes = [max(len(devices) // known, 1) if s == -1 else s for s in sizes]
+  require(
+    math.prod(sizes) == len(devices),
+    f'mesh {dict(zip(AXES, sizes, strict=True))} needs {math.prod(sizes)} devices but '
+    f'{len(devices)} are present; change mesh.data, mesh.fsdp or mesh.tensor.',
+  )
+  # Auto axes, said aloud: the default is Explicit, where top-k and gathers need annotations.
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def partition(mesh: Mesh | AbstractMesh, axes: Sequence[str | None],
-              shape: Sequence[int]) -> PartitionSpec:
+def partition(mesh: Mesh | AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
   """Where an array of `shape` with logical `axes` lives; an axis that does not divide stays whole."""
   spec = []
   for name, size in zip(axes, shape, strict=True):
@@ -106,9 +114,15 @@ def shard_rows(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
   return jax.tree.map(place, tree)
 
 
+def row_shards(mesh: Mesh) -> int:
+  """How many parts the rows of a batch are split into."""
+  return math.prod(mesh.shape[axis] for axis in RULES['batch'])
+
+
 def host(tree: Any) -> Any:
   """The whole value of every array as NumPy, on every process."""
   if jax.process_count() == 1:
     return jax.tree.map(np.asarray, tree)
   from jax.experimental import multihost_utils
+
   return multihost_utils.process_allgather(tree, tiled=True)

@@ -81,8 +81,11 @@ class Rollout:
 
   def cropped(self, width: int) -> 'Rollout':
     """The same rollouts padded to `width` columns; `width` must cover the longest row."""
-    return self.replace(ids=self.ids[:, :width], raw_logp=self.raw_logp[:, :width],
-                        behaviour_logp=self.behaviour_logp[:, :width])
+    return self.replace(
+      ids=self.ids[:, :width],
+      raw_logp=self.raw_logp[:, :width],
+      behaviour_logp=self.behaviour_logp[:, :width],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +99,6 @@ class Graded:
 
   correct: np.ndarray
   answered: np.ndarray
-
-  @property
-  def reward(self) -> np.ndarray:
-    """float32 [B], 1 for a correct row."""
-    return self.correct.astype(np.float32)
 
 
 @flax.struct.dataclass

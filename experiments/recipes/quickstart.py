@@ -23,22 +23,27 @@ from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
 
 def get_experiment() -> Experiment:
   """The quickstart."""
-  optimizer = OptimizerConfig(learning_rate=3e-3, schedule='cosine', warmup_updates=20, decay_updates=400,
-                              beta2=0.99)
+  optimizer = OptimizerConfig(
+    learning_rate=3e-3, schedule='cosine', warmup_updates=20, decay_updates=400, beta2=0.99
+  )
   return Experiment(
-      name='quickstart',
-      model=ModelSpec(vocab_size=32, num_layers=2, embed_dim=96, num_heads=4, num_kv_heads=2, head_dim=24,
-                      mlp_dim=288),
-      views=ViewsConfig(student='{problem}:', teacher='{problem}|{reference}:', student_tokens=12,
-                        teacher_tokens=20),
-      rollout=RolloutConfig(questions=64, per_question=1, sampling=SamplingConfig(max_tokens=40)),
-      cold_start=ColdStartConfig(updates=400, batch=96, teacher_fraction=0.5, optimizer=optimizer),
-      optimizer=dataclasses.replace(optimizer, learning_rate=1e-3, schedule='constant', warmup_updates=5,
-                                    decay_updates=0),
-      loop=LoopConfig(updates=100, evaluate_every=20, show_every=20),
-      evaluate=EvaluateConfig(samples=8, sampling=SamplingConfig(max_tokens=40), batch=100),
-      checkpoint=CheckpointConfig(every=20),
-      controls=(
-          Control('no_privilege', ('views.teacher={problem}:',)),
-          Control('sharpened_no_privilege', ('views.teacher={problem}:', 'objective.teacher_temperature=0.3')),
-      ))
+    name='quickstart',
+    model=ModelSpec(
+      vocab_size=32, num_layers=2, embed_dim=96, num_heads=4, num_kv_heads=2, head_dim=24, mlp_dim=288
+    ),
+    views=ViewsConfig(
+      student='{problem}:', teacher='{problem}|{reference}:', student_tokens=12, teacher_tokens=20
+    ),
+    rollout=RolloutConfig(questions=64, per_question=1, sampling=SamplingConfig(max_tokens=40)),
+    cold_start=ColdStartConfig(updates=400, batch=96, teacher_fraction=0.5, optimizer=optimizer),
+    optimizer=dataclasses.replace(
+      optimizer, learning_rate=1e-3, schedule='constant', warmup_updates=5, decay_updates=0
+    ),
+    loop=LoopConfig(updates=100, evaluate_every=20, show_every=20),
+    evaluate=EvaluateConfig(samples=8, sampling=SamplingConfig(max_tokens=40), batch=100),
+    checkpoint=CheckpointConfig(every=20),
+    controls=(
+      Control('no_privilege', ('views.teacher={problem}:',)),
+      Control('sharpened_no_privilege', ('views.teacher={problem}:', 'objective.teacher_temperature=0.3')),
+    ),
+  )

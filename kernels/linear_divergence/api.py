@@ -8,10 +8,7 @@ from kernels.linear_divergence.spec import Divergence, DivergenceSpec
 
 __all__ = ['Divergence', 'DivergenceSpec', 'IMPLEMENTATIONS', 'linear_divergence']
 
-IMPLEMENTATIONS = {
-  'reference': reference.linear_divergence,
-  'chunked': chunked.linear_divergence,
-}
+IMPLEMENTATIONS = {'reference': reference.linear_divergence, 'chunked': chunked.linear_divergence}
 _DEFAULT = 'chunked'
 
 
@@ -55,8 +52,7 @@ def linear_divergence(
   _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, targets)
   reference.validate(spec, student_head.shape[0])
   return IMPLEMENTATIONS[name](
-    student_hidden, student_head, teacher_hidden, teacher_head, targets, spec,
-    chunk_tokens=chunk_tokens,
+    student_hidden, student_head, teacher_hidden, teacher_head, targets, spec, chunk_tokens=chunk_tokens
   )
 
 

@@ -61,12 +61,20 @@ def measure(
   records = []
   for name, step in steps.items():
     analysis = step.memory_analysis()
-    records.append(dict(
-      implementation=name, batch=batch, tokens=tokens, dim=dim, vocab=vocab, dtype=dtype,
-      chunk_tokens=chunk_tokens, wall_ms=walls[name],
-      temp_bytes=analysis.temp_size_in_bytes if analysis else None,
-      loss=float(step(*arrays)[0]),
-    ))
+    records.append(
+      dict(
+        implementation=name,
+        batch=batch,
+        tokens=tokens,
+        dim=dim,
+        vocab=vocab,
+        dtype=dtype,
+        chunk_tokens=chunk_tokens,
+        wall_ms=walls[name],
+        temp_bytes=analysis.temp_size_in_bytes if analysis else None,
+        loss=float(step(*arrays)[0]),
+      )
+    )
   return [record | _ratios(record, records[0]) for record in records]
 
 
@@ -144,9 +152,7 @@ def _parser() -> argparse.ArgumentParser:
   for name, default in sizes.items():
     parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default)
   parser.add_argument('--dtype', default='float32', help='of the hidden states')
-  parser.add_argument(
-    '--out', type=pathlib.Path, default=pathlib.Path('runs/bench/linear_divergence.json')
-  )
+  parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/bench/linear_divergence.json'))
   parser.add_argument('--smoke', action='store_true', help='tiny sizes, to see that it runs')
   return parser
 

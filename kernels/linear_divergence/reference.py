@@ -94,9 +94,7 @@ def entries(log_p: jax.Array, log_q: jax.Array, spec: DivergenceSpec) -> jax.Arr
   return spec.beta * p * (log_p - log_m) + (1 - spec.beta) * q * (log_q - log_m)
 
 
-def _clipped_sum(
-  values: jax.Array, valid_vocab: int | None, spec: DivergenceSpec
-) -> dict[str, jax.Array]:
+def _clipped_sum(values: jax.Array, valid_vocab: int | None, spec: DivergenceSpec) -> dict[str, jax.Array]:
   """Loss [...] and the share of entries that clipping changed, from entries [..., n]."""
   low, high = spec.entry_clip_min, spec.entry_clip_max
   clipped = values if low is None and high is None else jnp.clip(values, low, high)
@@ -156,7 +154,7 @@ def _validate_k(spec: DivergenceSpec, size: int) -> None:
     spec.k >= 1, f"k is {spec.k}, but support {spec.support!r} needs k >= 1; or use support='full'."
   )
   checks.require(
-    spec.k <= size, f"k is {spec.k}, above the {size} valid vocabulary entries; use k <= {size}."
+    spec.k <= size, f'k is {spec.k}, above the {size} valid vocabulary entries; use k <= {size}.'
   )
 
 

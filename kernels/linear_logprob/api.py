@@ -8,10 +8,7 @@ from kernels.linear_logprob.reference import LogProb
 
 __all__ = ['IMPLEMENTATIONS', 'LogProb', 'linear_logprob']
 
-IMPLEMENTATIONS = {
-  'reference': reference.linear_logprob,
-  'chunked': chunked.linear_logprob,
-}
+IMPLEMENTATIONS = {'reference': reference.linear_logprob, 'chunked': chunked.linear_logprob}
 _DEFAULT = 'chunked'
 
 
@@ -54,6 +51,11 @@ def linear_logprob(
   checks.softcap('softcap', softcap)
   checks.valid_vocab(valid_vocab, head.shape[0])
   return IMPLEMENTATIONS[name](
-    hidden, head, targets, temperature=temperature, softcap=softcap, valid_vocab=valid_vocab,
+    hidden,
+    head,
+    targets,
+    temperature=temperature,
+    softcap=softcap,
+    valid_vocab=valid_vocab,
     chunk_tokens=chunk_tokens,
   )

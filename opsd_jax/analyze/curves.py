@@ -23,6 +23,7 @@ _INK = '#333333'
 def draw_curves(run: Run) -> 'Figure':
   """Six panels: cold start, loss, accuracy, entropies, rollout length, gradient norm."""
   from matplotlib.figure import Figure
+
   figure = Figure(figsize=(15, 8.6), layout='constrained')
   axes = figure.subplots(2, 3)
   figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
@@ -32,14 +33,16 @@ def draw_curves(run: Run) -> 'Figure':
     _finish(ax)
   _legend(figure, run)
   name, seed = run.config.get('name', 'run'), run.config.get('seed')
-  figure.suptitle(_plain(name if seed is None else f'{name}, seed {seed}'), fontsize=14,
-                  fontweight='bold', color=_INK)
+  figure.suptitle(
+    _plain(name if seed is None else f'{name}, seed {seed}'), fontsize=14, fontweight='bold', color=_INK
+  )
   return figure
 
 
 def write_curves(run: Run, path: str | os.PathLike) -> None:
   """Draws them to a PNG."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
+
   figure = draw_curves(run)
   FigureCanvasAgg(figure)  # The file's look must not depend on the session's backend.
   figure.savefig(path, format='png', dpi=110, metadata={'Software': None})
@@ -79,9 +82,17 @@ def _reference(ax: 'Axes', run: Run, name: str, x: float, side: str) -> None:
     return
   ax.axhline(100 * share, color='#999999', linestyle=(0, (1, 1.5)), linewidth=1.4)
   below = share > 0.08
-  ax.annotate(f'{label(name)}, test', (x, 100 * share), xycoords=('axes fraction', 'data'),
-              xytext=(0, -3 if below else 3), textcoords='offset points', ha=side,
-              va='top' if below else 'bottom', fontsize=8.5, color='#666666')
+  ax.annotate(
+    f'{label(name)}, test',
+    (x, 100 * share),
+    xycoords=('axes fraction', 'data'),
+    xytext=(0, -3 if below else 3),
+    textcoords='offset points',
+    ha=side,
+    va='top' if below else 'bottom',
+    fontsize=8.5,
+    color='#666666',
+  )
 
 
 def _entropy(ax: 'Axes', run: Run) -> None:
@@ -91,8 +102,11 @@ def _entropy(ax: 'Axes', run: Run) -> None:
   _line(ax, opsd, 'teacher_entropy', (_OPSD, (0, (5, 2))), smooth_only=True)
   _line(ax, opsd, 'forward_kl', (_OPSD, (0, (1, 1.2))), smooth_only=True)
   if ax.lines:
-    for style, text in (('-', 'student entropy'), ((0, (5, 2)), 'teacher entropy (OPSD)'),
-                        ((0, (1, 1.2)), 'forward KL (OPSD)')):
+    for style, text in (
+      ('-', 'student entropy'),
+      ((0, (5, 2)), 'teacher entropy (OPSD)'),
+      ((0, (1, 1.2)), 'forward KL (OPSD)'),
+    ):
       ax.plot([], [], color=_INK, linestyle=style, linewidth=1.8, label=text)
 
 
@@ -106,6 +120,7 @@ def _grad_norm(ax: 'Axes', run: Run) -> None:
   _each(ax, run, 'grad_norm', positive=True)
   if ax.lines:
     from matplotlib.ticker import LogLocator, NullFormatter
+
     ax.set_yscale('log')
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter('{x:g}')  # 0.1 rather than a power of ten
@@ -128,8 +143,16 @@ def _styles(run: Run) -> list[tuple[Arm, tuple[str, Any]]]:
   return found
 
 
-def _line(ax: 'Axes', arm: Arm, name: str, style: tuple[str, Any], x: str = _TOKENS,
-          scale: float = 1, smooth_only: bool = False, positive: bool = False) -> None:
+def _line(
+  ax: 'Axes',
+  arm: Arm,
+  name: str,
+  style: tuple[str, Any],
+  x: str = _TOKENS,
+  scale: float = 1,
+  smooth_only: bool = False,
+  positive: bool = False,
+) -> None:
   """Draws a metric: every update faintly, and a running mean where there are many."""
   at, y = _series(arm, name, x)
   y = np.where(y > 0, y, math.nan) if positive else scale * y
@@ -164,6 +187,7 @@ def _running_mean(y: np.ndarray, width: int) -> np.ndarray:
 def _finish(ax: 'Axes') -> None:
   """What all panels share: quiet grid, short token counts, a note where there is nothing."""
   from matplotlib.ticker import EngFormatter
+
   if not ax.get_xlabel():
     ax.set_xlabel('tokens sampled')
   ax.xaxis.set_major_formatter(EngFormatter(sep=''))
@@ -173,8 +197,9 @@ def _finish(ax: 'Axes') -> None:
   ax.set_axisbelow(True)
   if not ax.lines:
     ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, 'nothing recorded (yet)', transform=ax.transAxes, ha='center', va='center',
-            color='#888888')
+    ax.text(
+      0.5, 0.5, 'nothing recorded (yet)', transform=ax.transAxes, ha='center', va='center', color='#888888'
+    )
     return
   if ax.get_yscale() == 'linear':  # From 0, so that small changes look small.
     low, high = ax.get_ylim()
@@ -186,11 +211,16 @@ def _finish(ax: 'Axes') -> None:
 def _legend(figure: 'Figure', run: Run) -> None:
   """One key of the arms' colours for all panels."""
   from matplotlib.lines import Line2D
-  keys = [Line2D([], [], color=colour, linestyle=dashes, linewidth=2.6, label=_plain(arm.label))
-          for arm, (colour, dashes) in _styles(run) if arm.metrics]
+
+  keys = [
+    Line2D([], [], color=colour, linestyle=dashes, linewidth=2.6, label=_plain(arm.label))
+    for arm, (colour, dashes) in _styles(run)
+    if arm.metrics
+  ]
   if keys:
-    figure.legend(handles=keys, loc='outside lower center', ncols=min(len(keys), 4),
-                  frameon=False, fontsize=10.5)
+    figure.legend(
+      handles=keys, loc='outside lower center', ncols=min(len(keys), 4), frameon=False, fontsize=10.5
+    )
 
 
 def _plain(text: str) -> str:

@@ -61,6 +61,9 @@ def render(title: str, sections: Iterable[tuple[str, str]]) -> str:
 
   Title and headings are texts; the HTML of a section must be escaped by who wrote it.
   """
-  body = '\n'.join((f'<h2>{html.escape(heading)}</h2>\n' if heading else '') + content
-                   for heading, content in sections if content)
+  body = '\n'.join(
+    (f'<h2>{html.escape(heading)}</h2>\n' if heading else '') + content
+    for heading, content in sections
+    if content
+  )
   return _PAGE.substitute(title=html.escape(title), css=_CSS, body=body)

@@ -13,6 +13,7 @@ import numpy as np
 from kernels.linear_logprob.api import linear_logprob
 from opsd_jax.distill import views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
+from opsd_jax.mesh import row_shards
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem, Prompts, length_mask
@@ -55,30 +56,49 @@ class Reading:
     return self.teacher_logp - self.student_logp
 
 
-def read(spec: ModelSpec, params: model.Params, problems: Sequence[Problem], config: ViewsConfig,
-         tokenizer: Tokenizer, max_tokens: int) -> list[Reading]:
+def read(
+  spec: ModelSpec,
+  params: model.Params,
+  problems: Sequence[Problem],
+  config: ViewsConfig,
+  tokenizer: Tokenizer,
+  max_tokens: int,
+) -> list[Reading]:
   """Reads every problem's solution under both views, by one set of weights."""
   tokens = [[*tokenizer.encode(p.solution), tokenizer.eos_ids[0]] for p in problems]
   ids, length = np.zeros((len(problems), max_tokens), np.int32), np.zeros(len(problems), np.int32)
   for row, solution in enumerate(tokens):
     length[row] = min(len(solution), max_tokens)
-    ids[row, :length[row]] = solution[:max_tokens]
+    ids[row, : length[row]] = solution[:max_tokens]
   student = views.student_batch(config, problems, tokenizer)
   teacher = views.teacher_batch(config, problems, tokenizer)[0]
-  logp = [np.asarray(_mean_logp(spec, params, prompts, ids, length, tokenizer.vocab_size))
-          for prompts in (student, teacher)]
-  return [Reading(p, views.student_prompt(config, p), views.teacher_prompts(config, p)[0],
-                  _row(student, i), _row(teacher, i), tokens[i], int(length[i]), float(logp[0][i]),
-                  float(logp[1][i]))
-          for i, p in enumerate(problems)]
+  logp = [
+    np.asarray(_mean_logp(spec, params, prompts, ids, length, tokenizer.vocab_size))
+    for prompts in (student, teacher)
+  ]
+  return [
+    Reading(
+      p,
+      views.student_prompt(config, p),
+      views.teacher_prompts(config, p)[0],
+      _row(student, i),
+      _row(teacher, i),
+      tokens[i],
+      int(length[i]),
+      float(logp[0][i]),
+      float(logp[1][i]),
+    )
+    for i, p in enumerate(problems)
+  ]
 
 
 def _row(prompts: Prompts, row: int) -> list[int]:
-  return prompts.ids[row, :prompts.length[row]].tolist()
+  return prompts.ids[row, : prompts.length[row]].tolist()
 
 
-def _mean_logp(spec: ModelSpec, params: model.Params, prompts: Prompts, ids: np.ndarray, length: np.ndarray,
-               vocab: int) -> jax.Array:
+def _mean_logp(
+  spec: ModelSpec, params: model.Params, prompts: Prompts, ids: np.ndarray, length: np.ndarray, vocab: int
+) -> jax.Array:
   """float32 [X], mean log-prob of each row's first `length` tokens."""
 
   @jax.jit
@@ -90,43 +110,68 @@ def _mean_logp(spec: ModelSpec, params: model.Params, prompts: Prompts, ids: np.
   return compute(params, prompts, ids, length)
 
 
-def warnings(readings: Sequence[Reading], objective: ObjectiveConfig) -> list[str]:
-  """What is probably a mistake, each with its remedy."""
+def warnings(readings: Sequence[Reading], objective: ObjectiveConfig, trained: bool) -> list[str]:
+  """What is probably a mistake, each with its remedy.
+
+  `trained` says whether the weights that read are worth judging by: random ones gain by chance.
+  """
   found = []
   cut = sum(r.kept < len(r.tokens) for r in readings)
   if cut:
     longest = max(len(r.tokens) for r in readings)
-    found.append(f'budget cuts: {cut} of {len(readings)} reference solutions with their EOS are longer than '
-                 f'rollout.sampling.max_tokens; the longest has {longest} tokens.')
+    found.append(
+      f'budget cuts: {cut} of {len(readings)} reference solutions with their EOS are longer than '
+      f'rollout.sampling.max_tokens; the longest has {longest} tokens.'
+    )
   ends = sum(r.student_ids[-1] != r.teacher_ids[-1] for r in readings)
   if ends:
-    found.append(f'template mismatch: {ends} of {len(readings)} teacher prompts end in another token than the '
-                 "student's, so that the two views are not asked to go on in the same way; make "
-                 'views.student and views.teacher end alike.')
+    found.append(
+      f'template mismatch: {ends} of {len(readings)} teacher prompts end in another token than the '
+      "student's, so that the two views are not asked to go on in the same way; make "
+      'views.student and views.teacher end alike.'
+    )
   hidden = sum(r.problem.problem not in r.student or r.problem.problem not in r.teacher for r in readings)
   if hidden:
-    found.append(f'template mismatch: {hidden} of {len(readings)} problems do not stand in both prompts; put '
-                 '{problem} into views.student and views.teacher.')
-  return found + _signal_warnings(readings, objective)
+    found.append(
+      f'template mismatch: {hidden} of {len(readings)} problems do not stand in both prompts; put '
+      '{problem} into views.student and views.teacher.'
+    )
+  return found + _signal_warnings(readings, objective, trained)
 
 
-def _signal_warnings(readings: Sequence[Reading], objective: ObjectiveConfig) -> list[str]:
+def _signal_warnings(readings: Sequence[Reading], objective: ObjectiveConfig, trained: bool) -> list[str]:
   leaked = sum(_leaks(r) for r in readings)
   gain = float(np.mean([r.gain for r in readings]))
   same = all(r.student_ids == r.teacher_ids for r in readings)
   equal_temperatures = objective.student_temperature == objective.teacher_temperature
   found = []
   if leaked:
-    found.append(f'leak: {leaked} of {len(readings)} student prompts hold the solution; the student must see '
-                 'the question alone.')
+    found.append(
+      f'leak: {leaked} of {len(readings)} student prompts hold the solution; the student must see '
+      'the question alone.'
+    )
   if same and equal_temperatures:
-    found.append('zero signal: both views and both temperatures are the same, so that the first divergence is '
-                 '0 everywhere; give views.teacher the privileged text.')
-  elif not same and gain < _NO_SIGNAL:
-    found.append(f"zero signal: the teacher's view makes the reference solution only {gain:+.4f} nats a token "
-                 'likelier. Untrained weights read no privilege; after a cold start this means that the model '
-                 'does not use it.')
+    found.append(
+      'zero signal: both views and both temperatures are the same, so that the first divergence is '
+      '0 everywhere; give views.teacher the privileged text.'
+    )
+  elif trained and not same and gain < _NO_SIGNAL:
+    found.append(
+      f"zero signal: the teacher's view makes the reference solution only {gain:+.4f} nats a token "
+      'likelier: the model does not use its privilege.'
+    )
   return found
+
+
+def layout_warnings(mesh: jax.sharding.Mesh, rollout: RolloutConfig, micro_batches: int) -> list[str]:
+  """Rows that the mesh cannot split evenly are computed whole on every device."""
+  parts, questions = row_shards(mesh), rollout.questions // micro_batches
+  if questions % parts == 0:
+    return []
+  return [
+    f'layout: {questions} questions of a micro-batch do not divide over the {parts} row shards of the mesh, '
+    'so that every device computes them all; change rollout.questions, loop.micro_batches or mesh.'
+  ]
 
 
 def _leaks(reading: Reading) -> bool:
@@ -134,8 +179,14 @@ def _leaks(reading: Reading) -> bool:
   return any(len(text) >= _LEAK and text in reading.student for text in private)
 
 
-def memory(spec: ModelSpec, abstract: model.Params, rollout: RolloutConfig, config: ViewsConfig,
-           objective: ObjectiveConfig, teacher: TeacherConfig) -> dict[str, int]:
+def memory(
+  spec: ModelSpec,
+  abstract: model.Params,
+  rollout: RolloutConfig,
+  config: ViewsConfig,
+  objective: ObjectiveConfig,
+  teacher: TeacherConfig,
+) -> dict[str, int]:
   """Bytes over all devices of what an update holds, by formula; activations are left out."""
   weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
   width, compute = rollout.sampling.max_tokens, 2 if spec.dtype == 'bfloat16' else 4
@@ -143,11 +194,12 @@ def memory(spec: ModelSpec, abstract: model.Params, rollout: RolloutConfig, conf
   token_kv = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * compute
   chunk = max(objective.chunk_tokens // rows, 1) * rows
   return {
-      'student weights, gradients and Adam moments (float32)': 4 * weights,
-      'teacher weights beside the student': 0 if teacher.kind == 'live' else weights,
-      'sampler cache: prompts once a question, completions': token_kv * (
-          rollout.questions * config.student_tokens + rows * width),
-      'teacher hidden states': rows * width * spec.embed_dim * compute,
-      'logits of one chunk, both models (float32)': 2 * chunk * spec.vocab_size * 4,
-      'for comparison: full logits, both models (float32)': 2 * rows * width * spec.vocab_size * 4,
+    'student weights, gradients and Adam moments (float32)': 4 * weights,
+    'initial weights, kept for the frozen teacher and the evaluation': weights,
+    'average of an EMA teacher': weights if teacher.kind == 'ema' else 0,
+    'sampler cache: prompts once a question, completions': token_kv
+    * (rollout.questions * config.student_tokens + rows * width),
+    'teacher hidden states': rows * width * spec.embed_dim * compute,
+    'logits of one chunk, both models (float32)': 2 * chunk * spec.vocab_size * 4,
+    'for comparison: full logits, both models (float32)': 2 * rows * width * spec.vocab_size * 4,
   }

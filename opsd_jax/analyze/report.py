@@ -33,11 +33,20 @@ def _page(run: Run, image: str) -> str:
   seed = run.config.get('seed', (run.results or {}).get('seed'))
   title = str(run.config.get('name', 'run')) + ('' if seed is None else f', seed {seed}')
   curves_html = f'<img alt="training curves of all arms" src="data:image/png;base64,{image}">'
-  return page.render(title, (
-      ('', _missing(run)), ('What was run', _explanation(run)), ('Results', _results(run)),
-      ('Curves', curves_html), ('Tokens and compute', _ledger(run)),
-      ('Rollouts', viewer.rollouts_html(run)), ('Time', _time(run)), ('Settings', _settings(run)),
-      ('Software and machine', _machine(run))))
+  return page.render(
+    title,
+    (
+      ('', _missing(run)),
+      ('What was run', _explanation(run)),
+      ('Results', _results(run)),
+      ('Curves', curves_html),
+      ('Tokens and compute', _ledger(run)),
+      ('Rollouts', viewer.rollouts_html(run)),
+      ('Time', _time(run)),
+      ('Settings', _settings(run)),
+      ('Software and machine', _machine(run)),
+    ),
+  )
 
 
 def _missing(run: Run) -> str:
@@ -48,25 +57,43 @@ def _missing(run: Run) -> str:
 def _explanation(run: Run) -> str:
   """What the arms are, in the run's own settings."""
   flat = flatten(run.config)
-  teacher = {'frozen': 'its frozen initial weights', 'ema': 'a moving average of its weights',
-             'live': 'its own current weights'}.get(flat.get('teacher.kind'), 'a copy of itself')
+  teacher = {
+    'frozen': 'its frozen initial weights',
+    'ema': 'a moving average of its weights',
+    'live': 'its own current weights',
+  }.get(flat.get('teacher.kind'), 'a copy of itself')
   start = flat.get('cold_start.updates')
-  begins = (f'The base model is trained on worked solutions for {start:,} updates (cold start).'
-            if start else 'The base model is the weights that training starts from.')
-  controls = ''.join(f'<li>{html.escape(arm.label)}: {_changes(run, arm.name)}</li>'
-                     for arm in run.trained if arm.name != 'opsd')
+  begins = (
+    f'The base model is trained on worked solutions for {start:,} updates (cold start).'
+    if start
+    else 'The base model is the weights that training starts from.'
+  )
+  controls = ''.join(
+    f'<li>{html.escape(arm.label)}: {_changes(run, arm.name)}</li>'
+    for arm in run.trained
+    if arm.name != 'opsd'
+  )
   return (
-      f'<p>{begins} OPSD goes on from it: the student, seeing {_code(flat.get("views.student"))}, '
-      'writes its own answers, and at every token of them it is drawn towards the teacher: '
-      f'{teacher}, seeing {_code(flat.get("views.teacher"))}. '
-      "The teacher's view of the base shows how much that extra information is worth.</p>"
-      + ('<p>Controls are the same training on as many sampled tokens, with settings changed:</p>'
-         f'<ul>{controls}</ul>' if controls else ''))
+    f'<p>{begins} OPSD goes on from it: the student, seeing {_code(flat.get("views.student"))}, '
+    'writes its own answers, and at every token of them it is drawn towards the teacher: '
+    f'{teacher}, seeing {_code(flat.get("views.teacher"))}. '
+    "The teacher's view of the base shows how much that extra information is worth.</p>"
+    + (
+      '<p>Controls are the same training on as many sampled tokens, with settings changed:</p>'
+      f'<ul>{controls}</ul>'
+      if controls
+      else ''
+    )
+  )
 
 
 def _changes(run: Run, name: str) -> str:
-  overrides = [o for control in run.config.get('controls') or [] if control['name'] == name
-               for o in control.get('overrides', [])]
+  overrides = [
+    o
+    for control in run.config.get('controls') or []
+    if control['name'] == name
+    for o in control.get('overrides', [])
+  ]
   return ', '.join(map(_code, overrides)) or 'changes not recorded'
 
 
@@ -77,16 +104,23 @@ def _code(text: Any) -> str:
 def _results(run: Run) -> str:
   """The table of the evaluation, or how far training has come."""
   if run.results and table.evaluated(run.results):
-    return (table.html_table(run.results, run.labels)
-            + f'<small class="soft">{html.escape(table.summary_note(run.results))}</small>')
+    return (
+      table.html_table(run.results, run.labels)
+      + f'<small class="soft">{html.escape(table.summary_note(run.results))}</small>'
+    )
   rows = [['arm', 'updates', 'loss', 'rollout accuracy %', 'validation accuracy %']]
   for arm in run.arms.values():
     last = arm.metrics[-1] if arm.metrics else {}
     checks = [m['validation_accuracy'] for m in arm.metrics if 'validation_accuracy' in m]
-    rows.append([arm.label, table.count(last.get('step')),
-                 f'{last["loss"]:.4f}' if 'loss' in last else table.NONE,
-                 table.percent(last.get('accuracy')),
-                 table.percent(checks[-1] if checks else None)])
+    rows.append(
+      [
+        arm.label,
+        table.count(last.get('step')),
+        f'{last["loss"]:.4f}' if 'loss' in last else table.NONE,
+        table.percent(last.get('accuracy')),
+        table.percent(checks[-1] if checks else None),
+      ]
+    )
   return '<p>Not evaluated; the newest update of each arm so far:</p>' + table.html_rows(rows)
 
 
@@ -105,8 +139,9 @@ def _ledger(run: Run) -> str:
   for name, entry in entries.items():
     rows.append([name, *(table.count(entry.get(n)) for n in names), _flops(entry.get('flops'))])
   return table.html_rows(rows) + (
-      '<small class="soft">Real tokens, padding not counted. Prompts are counted once a question '
-      "and view; FLOPs are the model's: a forward, or three where gradients are taken.</small>")
+    '<small class="soft">Real tokens, padding not counted. Prompts are counted once a question '
+    "and view; FLOPs are the model's: a forward, or three where gradients are taken.</small>"
+  )
 
 
 def _spent(arm: Arm) -> dict[str, Any]:
@@ -124,8 +159,9 @@ def _flops(number: float | None) -> str:
 
 
 def _time(run: Run) -> str:
-  so_far = {arm.name: arm.metrics[-1].get('time', {}).get('seconds')
-            for arm in run.arms.values() if arm.metrics}
+  so_far = {
+    arm.name: arm.metrics[-1].get('time', {}).get('seconds') for arm in run.arms.values() if arm.metrics
+  }
   seconds = (run.results or {}).get('seconds') or so_far
   seconds = flatten(seconds) if seconds else {}
   rows = [[label(name, run.labels), _clock(s)] for name, s in seconds.items() if s is not None]
@@ -144,8 +180,12 @@ def _clock(seconds: float) -> str:
 
 def _settings(run: Run) -> str:
   rows = _cells(run.config)
-  return (f'<details><summary>{len(rows)} settings</summary><div class="settings">'
-          f'{table.html_rows(rows, header=False)}</div></details>' if rows else '')
+  return (
+    f'<details><summary>{len(rows)} settings</summary><div class="settings">'
+    f'{table.html_rows(rows, header=False)}</div></details>'
+    if rows
+    else ''
+  )
 
 
 def _machine(run: Run) -> str:

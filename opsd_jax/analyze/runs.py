@@ -12,9 +12,13 @@ from opsd_jax.config import require
 from opsd_jax.jsonlines import Row
 
 LABELS = {
-    'cold_start': 'cold start', 'base': 'cold start (base)', 'teacher_view': "base, teacher's view",
-    'opsd': 'OPSD', 'no_privilege': 'control: no privilege',
-    'sharpened_no_privilege': 'control: no privilege, sharpened'}
+  'cold_start': 'cold start',
+  'base': 'cold start (base)',
+  'teacher_view': "base, teacher's view",
+  'opsd': 'OPSD',
+  'no_privilege': 'control: no privilege',
+  'sharpened_no_privilege': 'control: no privilege, sharpened',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +84,10 @@ class Run:
       notes.append('results.json is missing: the run is not evaluated (yet).')
     for arm in self.arms.values():
       if arm.failure:
-        notes.append(f'{arm.label}: stopped at update {arm.failure.get("update")}, after too many '
-                     'updates that were not finite (failure.json has the details).')
+        notes.append(
+          f'{arm.label}: stopped at update {arm.failure.get("update")}, after too many '
+          'updates that were not finite (failure.json has the details).'
+        )
       elif not arm.metrics:
         notes.append(f'{arm.label}: no updates recorded (yet).')
     return notes
@@ -100,8 +106,7 @@ def read_run(folder: str | os.PathLike) -> Run:
     ValueError: a metrics line before the last is not JSON.
   """
   folder = os.fspath(folder)
-  require(os.path.isdir(folder),
-          f'workdir is {folder!r}, which is not a folder; name that of a run.')
+  require(os.path.isdir(folder), f'workdir is {folder!r}, which is not a folder; name that of a run.')
   config = _read_json(os.path.join(folder, 'config.json')) or {}
   labels = {c['name']: c['label'] for c in config.get('controls') or [] if c.get('label')}
   arms = {name: _read_arm(name, path, labels) for name, path in _arm_folders(folder, config)}
@@ -140,8 +145,11 @@ def _read_metrics(path: str) -> list[Row]:
 
 def _read_rollouts(folder: str) -> dict[int, list[Shown]]:
   names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-  found = {int(name[:-5]): _read_json(os.path.join(folder, name)) for name in names
-           if re.fullmatch(r'\d+\.json', name)}
+  found = {
+    int(name[:-5]): _read_json(os.path.join(folder, name))
+    for name in names
+    if re.fullmatch(r'\d+\.json', name)
+  }
   return {n: [Shown(**row) for row in found[n]] for n in sorted(found) if found[n]}
 
 

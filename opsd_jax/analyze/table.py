@@ -28,16 +28,34 @@ def summary_rows(results: Mapping[str, Any], labels: Labels = None) -> list[list
   spent = {name: _ledger(results, name) for name in arms}
   size, unit = flops_unit(max((s.get('flops', 0) for s in spent.values()), default=0))
   draws = max((int(k) for arm in arms.values() for k in arm.get('pass_at', {})), default=1)
-  rows = [['arm', 'sampled % [95 %]', 'greedy % [95 %]', f'pass@{draws} %', 'answered %',
-           'length', 'updates', 'sampled tokens', f'train {unit}FLOPs']]
+  rows = [
+    [
+      'arm',
+      'sampled % [95 %]',
+      'greedy % [95 %]',
+      f'pass@{draws} %',
+      'answered %',
+      'length',
+      'updates',
+      'sampled tokens',
+      f'train {unit}FLOPs',
+    ]
+  ]
   for name, arm in arms.items():
     flops = spent[name].get('flops')
-    rows.append([
-        label(name, labels), with_interval(arm, 'sampled'), with_interval(arm, 'greedy'),
-        percent(arm.get('pass_at', {}).get(str(draws))), percent(arm.get('answered')),
+    rows.append(
+      [
+        label(name, labels),
+        with_interval(arm, 'sampled'),
+        with_interval(arm, 'greedy'),
+        percent(arm.get('pass_at', {}).get(str(draws))),
+        percent(arm.get('answered')),
         NONE if arm.get('mean_length') is None else f'{arm["mean_length"]:.1f}',
-        count(spent[name].get('updates')), count(spent[name].get('sampled')),
-        NONE if flops is None else short(flops / size)])
+        count(spent[name].get('updates')),
+        count(spent[name].get('sampled')),
+        NONE if flops is None else short(flops / size),
+      ]
+    )
   return rows
 
 
@@ -52,9 +70,11 @@ def summary_note(results: Mapping[str, Any]) -> str:
   arm = next(iter(evaluated(results).values()), None)
   if arm is None:
     return ''
-  return (f'{arm.get("problems", "?")} held-out problems, {arm.get("samples", "?")} samples of '
-          'each; intervals are over problems. Tokens and model FLOPs are what training the arm '
-          'took, without the cold start before it.')
+  return (
+    f'{arm.get("problems", "?")} held-out problems, {arm.get("samples", "?")} samples of '
+    'each; intervals are over problems. Tokens and model FLOPs are what training the arm '
+    'took, without the cold start before it.'
+  )
 
 
 def format_table(results: Mapping[str, Any], labels: Labels = None) -> str:
@@ -94,8 +114,9 @@ def _margins(runs: Sequence[Mapping[str, Any]], other: str) -> str:
   both = [run for run in runs if 'opsd' in run and other in run]
   if other == 'opsd' or not both:
     return ''
-  smallest = [min(run['opsd'][key] - run[other][key] for run in both)
-              for key in ('sampled_accuracy', 'greedy_accuracy')]
+  smallest = [
+    min(run['opsd'][key] - run[other][key] for run in both) for key in ('sampled_accuracy', 'greedy_accuracy')
+  ]
   return '**' + ' / '.join(f'{100 * m:+.1f}' for m in smallest) + '**'
 
 
@@ -113,9 +134,11 @@ def html_rows(rows: Sequence[Sequence[str]], header: bool = True) -> str:
   """Any cells as an HTML table, escaped; the first cell of a row names it."""
   head = ''.join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0]) if header else ''
   body = ''.join(
-      f'<tr><th scope="row">{html.escape(row[0])}</th>'
-      + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:]) + '</tr>\n'
-      for row in rows[header:])
+    f'<tr><th scope="row">{html.escape(row[0])}</th>'
+    + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])
+    + '</tr>\n'
+    for row in rows[header:]
+  )
   head = f'<thead><tr>{head}</tr></thead>' if header else ''
   return f'<div class="wide"><table>{head}<tbody>\n{body}</tbody></table></div>'
 

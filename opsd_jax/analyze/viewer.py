@@ -20,8 +20,14 @@ def rollouts_html(run: Run) -> str:
 
 def _scale(run: Run) -> float:
   """The loss that gets the full colour: 95th percentile of all sizes that the report shows."""
-  sizes = [abs(x) for arm in run.trained for n in _ends(arm) for shown in arm.rollouts[n]
-           for x in shown.loss if math.isfinite(x)]
+  sizes = [
+    abs(x)
+    for arm in run.trained
+    for n in _ends(arm)
+    for shown in arm.rollouts[n]
+    for x in shown.loss
+    if math.isfinite(x)
+  ]
   return float(np.percentile(sizes, 95)) or 1.0 if sizes else 1.0
 
 
@@ -31,11 +37,15 @@ def _ends(arm: Arm) -> list[int]:
 
 
 def _key(scale: float) -> str:
-  steps = ''.join(f'<span style="{_shade(scale * x, scale)}">&nbsp;{scale * x:.3g}&nbsp;</span> '
-                  for x in (-1, -0.5, 0, 0.5, 1))
-  return (f'<p class="key">Each token has the colour of its loss, in nats: {steps}<br><span '
-          'class="soft">The strongest colour is the 95th percentile of this report; point at a '
-          'token for its number.</span></p>')
+  steps = ''.join(
+    f'<span style="{_shade(scale * x, scale)}">&nbsp;{scale * x:.3g}&nbsp;</span> '
+    for x in (-1, -0.5, 0, 0.5, 1)
+  )
+  return (
+    f'<p class="key">Each token has the colour of its loss, in nats: {steps}<br><span '
+    'class="soft">The strongest colour is the 95th percentile of this report; point at a '
+    'token for its number.</span></p>'
+  )
 
 
 def _arm_rollouts(arm: Arm, scale: float) -> str:
@@ -47,21 +57,24 @@ def _arm_rollouts(arm: Arm, scale: float) -> str:
 
 
 def _rollout(one: Shown, scale: float) -> str:
-  verdict = ('<span class="right">✓ right</span>' if one.correct
-             else '<span class="wrong">✗ wrong</span>')
+  verdict = '<span class="right">✓ right</span>' if one.correct else '<span class="wrong">✗ wrong</span>'
   tokens = ''.join(_tokens(one.tokens, one.loss, scale))
-  prompts = ''.join(f'<div>{name}<pre>{html.escape(text)}</pre></div>' for name, text in (
-      ('the student sees', one.student_prompt), ('the teacher sees', one.teacher_prompt)))
-  return (f'<div class="rollout"><p>{verdict} · expected <code>{html.escape(one.answer)}</code> · '
-          f'{len(one.tokens)} tokens</p>'
-          f'<details><summary>{html.escape(_brief(one.problem))}</summary>'
-          f'<div class="views">{prompts}</div></details>'
-          f'<div class="tokens">{tokens}</div></div>\n')
+  prompts = ''.join(
+    f'<div>{name}<pre>{html.escape(text)}</pre></div>'
+    for name, text in (('the student sees', one.student_prompt), ('the teacher sees', one.teacher_prompt))
+  )
+  return (
+    f'<div class="rollout"><p>{verdict} · expected <code>{html.escape(one.answer)}</code> · '
+    f'{len(one.tokens)} tokens</p>'
+    f'<details><summary>{html.escape(_brief(one.problem))}</summary>'
+    f'<div class="views">{prompts}</div></details>'
+    f'<div class="tokens">{tokens}</div></div>\n'
+  )
 
 
 def _brief(text: str, limit: int = 160) -> str:
   text = ' '.join(text.split())
-  return text if len(text) <= limit else text[:limit - 1] + '…'
+  return text if len(text) <= limit else text[: limit - 1] + '…'
 
 
 def _tokens(tokens: Sequence[str], losses: Sequence[float], scale: float) -> Iterator[str]:

@@ -25,6 +25,8 @@ class CheckpointConfig:
 def validate(cfg: CheckpointConfig) -> None:
   """Raises `ConfigError` for settings that cannot work."""
   require(cfg.every >= 1, f'checkpoint.every is {cfg.every}; it must be at least 1 update.')
-  require(cfg.keep_last >= 1, f'checkpoint.keep_last is {cfg.keep_last}; it must be at least 1, '
-          'else a run could not be continued.')
+  require(
+    cfg.keep_last >= 1,
+    f'checkpoint.keep_last is {cfg.keep_last}; it must be at least 1, else a run could not be continued.',
+  )
   require(cfg.keep_best >= 0, f'checkpoint.keep_best is {cfg.keep_best}; use 0 to keep none.')

@@ -9,7 +9,7 @@ from typing import TypeVar
 _T = TypeVar('_T')
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_FULL_WORDS = tuple(os.strerror(code) for code in _FULL) + ('RESOURCE_EXHAUSTED', 'ENOSPC')
+_FULL_WORDS = tuple(os.strerror(code) for code in _FULL)
 
 
 class CheckpointError(RuntimeError):
@@ -26,16 +26,18 @@ def reading(where: str, load: Callable[[], _T]) -> _T:
     return load()
   except Exception as error:
     raise CheckpointError(
-        # The root says what does not fit; what is raised over it lists Orbax's handlers.
-        f'Loading {where} failed: {describe(list(chain(error))[-1])}. Remedy: use the model and '
-        'optimizer settings it was saved with, or choose another --workdir.') from error
+      # The root says what does not fit; what is raised over it lists Orbax's handlers.
+      f'Loading {where} failed: {describe(list(chain(error))[-1])}. Remedy: use the model and '
+      'optimizer settings it was saved with, or choose another --workdir.'
+    ) from error
 
 
 def is_full(error: BaseException) -> bool:
   """Whether a full disk, or a limit that acts like one, is what caused the error."""
   # The array writer reports the operating system's message in a ValueError, without its number.
-  return any(getattr(e, 'errno', None) in _FULL or any(word in str(e) for word in _FULL_WORDS)
-             for e in chain(error))
+  return any(
+    getattr(e, 'errno', None) in _FULL or any(word in str(e) for word in _FULL_WORDS) for e in chain(error)
+  )
 
 
 def describe(error: BaseException) -> str:

@@ -26,8 +26,9 @@ class Store:
   Every process of a multi-process run must make the same calls.
   """
 
-  def __init__(self, folder: str, checkpointer: ocp.training.Checkpointer, asynchronous: bool,
-               read_only: bool):
+  def __init__(
+    self, folder: str, checkpointer: ocp.training.Checkpointer, asynchronous: bool, read_only: bool
+  ):
     self.folder = folder
     self._checkpointer = checkpointer
     self._asynchronous = asynchronous
@@ -72,13 +73,15 @@ class Store:
     metrics = {'score': float(score)} if score is not None and math.isfinite(score) else None
     with self._reported(step):
       self._checkpointer.save_checkpointables_async(
-          step, {'state': state, 'host': host}, force=True, metrics=metrics)
+        step, {'state': state, 'host': host}, force=True, metrics=metrics
+      )
     self._saving = step
     if not self._asynchronous:
       self.wait()
 
-  def restore(self, abstract_state: Any, step: int | Literal['best'] | None = None,
-              ) -> tuple[int, Any, dict[str, Any]] | None:
+  def restore(
+    self, abstract_state: Any, step: int | Literal['best'] | None = None
+  ) -> tuple[int, Any, dict[str, Any]] | None:
     """Reads a checkpoint back, onto whatever sharding is asked for.
 
     Args:
@@ -99,8 +102,10 @@ class Store:
     steps = [c.step for c in self._checkpointer.checkpoints]
     if found not in steps:
       raise CheckpointError(f'{self.folder} has no checkpoint of step {found}; it has {steps}.')
-    loaded = errors.reading(f'{self.folder}, step {found}', lambda: (
-        self._checkpointer.load_checkpointables(found, {'state': abstract_state, 'host': None})))
+    loaded = errors.reading(
+      f'{self.folder}, step {found}',
+      lambda: self._checkpointer.load_checkpointables(found, {'state': abstract_state, 'host': None}),
+    )
     return found, loaded['state'], loaded['host']
 
   def wait(self) -> None:
@@ -136,8 +141,9 @@ class Store:
       raise CheckpointError(f'{self.folder} was opened for reading; step {step} cannot be saved.')
     if latest is not None and latest > step:
       raise CheckpointError(
-          f'Cannot save step {step} in {self.folder}: step {latest} is already there. '
-          'Continue from it, or choose another --workdir.')
+        f'Cannot save step {step} in {self.folder}: step {latest} is already there. '
+        'Continue from it, or choose another --workdir.'
+      )
 
   @contextlib.contextmanager
   def _reported(self, step: int) -> Iterator[None]:
@@ -151,12 +157,14 @@ class Store:
       start = f'continues from step {newest.step}' if newest else 'starts from the beginning'
       remedy = 'free space' if errors.is_full(error) else 'remove the cause'
       raise CheckpointError(
-          f'Saving step {step} in {self.folder} failed: {errors.describe(error)}. Remedy: {remedy} '
-          f'or choose another --workdir, then run the same command: it {start}.') from error
+        f'Saving step {step} in {self.folder} failed: {errors.describe(error)}. Remedy: {remedy} '
+        f'or choose another --workdir, then run the same command: it {start}.'
+      ) from error
 
 
-def open_store(folder: str | os.PathLike, cfg: CheckpointConfig = CheckpointConfig(), *,
-               read_only: bool = False) -> Store:
+def open_store(
+  folder: str | os.PathLike, cfg: CheckpointConfig = CheckpointConfig(), *, read_only: bool = False
+) -> Store:
   """Opens a folder of checkpoints, made if absent.
 
   What a killed run left half written is ignored, and removed unless `read_only`: a reader must not
@@ -172,37 +180,12 @@ def open_store(folder: str | os.PathLike, cfg: CheckpointConfig = CheckpointConf
   if read_only and not ocp.path.Path(folder).exists():
     raise CheckpointError(f'There are no checkpoints in {folder}; check --workdir.')
   checkpointer = ocp.training.Checkpointer(
-      folder, context=_json_host(), preservation_policy=_Retention(cfg.keep_last, cfg.keep_best),
-      cleanup_tmp_directories=not read_only)
+    folder,
+    context=_json_host(),
+    preservation_policy=_Retention(cfg.keep_last, cfg.keep_best),
+    cleanup_tmp_directories=not read_only,
+  )
   return Store(folder, checkpointer, cfg.asynchronous, read_only)
-
-
-def save_tree(folder: str | os.PathLike, tree: Any) -> None:
-  """Writes a bare tree of arrays as the new folder `folder`, whole or not at all.
-
-  Raises:
-    CheckpointError: the folder exists, or it could not be written.
-  """
-  errors.silence_background_tracebacks()
-  folder = _absolute(folder)
-  if ocp.path.Path(folder).exists():
-    raise CheckpointError(f'{folder} already exists; choose another folder or remove it.')
-  try:
-    ocp.save(folder, tree)
-  except Exception as error:
-    remedy = 'Free space or choose' if errors.is_full(error) else 'Choose'
-    raise CheckpointError(f'Saving {folder} failed: {errors.describe(error)}. '
-                          f'{remedy} another folder.') from error
-
-
-def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
-  """Reads what `save_tree` wrote, onto the shardings of the `jax.ShapeDtypeStruct`s in `abstract`.
-
-  Raises:
-    CheckpointError: the folder is absent or does not fit `abstract`.
-  """
-  folder = _absolute(folder)
-  return errors.reading(folder, lambda: ocp.load(folder, abstract))
 
 
 def _absolute(folder: str | os.PathLike) -> str:
@@ -233,6 +216,6 @@ class _Retention:
     """One answer for each checkpoint; `checkpoints` are in the order of their steps."""
     del context
     scored = sorted((c.metrics['score'], c.step) for c in checkpoints if c.metrics)
-    best = {step for _, step in scored[max(0, len(scored) - self.best):]}
-    last = {c.step for c in checkpoints[-self.last:]}
+    best = {step for _, step in scored[max(0, len(scored) - self.best) :]}
+    last = {c.step for c in checkpoints[-self.last :]}
     return [c.step in last | best for c in checkpoints]

@@ -43,11 +43,15 @@ def validate(config: ChainsConfig) -> None:
   """Raises `ConfigError` where the chains cannot be drawn."""
   require(config.steps > 0, f'data.chains.steps is {config.steps}; it must be positive.')
   for field in ('train', 'validation', 'test'):
-    require(getattr(config, field) > 0, f'data.chains.{field} is {getattr(config, field)}; it must be positive.')
+    require(
+      getattr(config, field) > 0, f'data.chains.{field} is {getattr(config, field)}; it must be positive.'
+    )
   wanted, exist = config.train + config.validation + config.test, 10 * 3**config.steps
-  require(wanted <= exist // 2,
-          f'data.chains asks for {wanted} distinct chains of {config.steps} steps, but only {exist} exist; '
-          f'ask for at most {exist // 2}, or raise data.chains.steps.')
+  require(
+    wanted <= exist // 2,
+    f'data.chains asks for {wanted} distinct chains of {config.steps} steps, but only {exist} exist; '
+    f'ask for at most {exist // 2}, or raise data.chains.steps.',
+  )
   for field in ('misconception', 'slip'):
     value = getattr(config, field)
     require(0 <= value <= 1, f'data.chains.{field} is {value}; a probability lies in 0..1.')
@@ -70,8 +74,14 @@ def make_problem(text: str) -> Problem:
   values = [int(text[0])]
   for operation in text[1:]:
     values.append(OPERATIONS[operation](values[-1]))
-  return Problem(id=f'chain/{text}', problem=text, solution=spell(text, values), answer=str(values[-1]),
-                 source='chains', meta={'reference': ''.join(map(str, values[1:]))})
+  return Problem(
+    id=f'chain/{text}',
+    problem=text,
+    solution=spell(text, values),
+    answer=str(values[-1]),
+    source='chains',
+    meta={'reference': ''.join(map(str, values[1:]))},
+  )
 
 
 def spell(text: str, values: Sequence[int]) -> str:
@@ -93,9 +103,13 @@ def misconceived_solution(text: str, config: ChainsConfig, rng: np.random.Genera
   return spell(text, values)
 
 
-def cold_start_examples(problems: Sequence[Problem], teacher_rows: int, config: ChainsConfig,
-                        rng: np.random.Generator) -> list[Example]:
+def cold_start_examples(
+  problems: Sequence[Problem], teacher_rows: int, config: ChainsConfig, rng: np.random.Generator
+) -> list[Example]:
   """Clean solutions under the teacher's view for the first rows, misconceived ones under the student's."""
-  return [Example(p, 'teacher', p.solution) if row < teacher_rows
-          else Example(p, 'student', misconceived_solution(p.problem, config, rng))
-          for row, p in enumerate(problems)]
+  return [
+    Example(p, 'teacher', p.solution)
+    if row < teacher_rows
+    else Example(p, 'student', misconceived_solution(p.problem, config, rng))
+    for row, p in enumerate(problems)
+  ]

@@ -83,9 +83,17 @@ class ObjectiveConfig:
 def divergence_spec(config: ObjectiveConfig, valid_vocab: int) -> divergence.DivergenceSpec:
   """The part of the objective that the kernel computes."""
   return divergence.DivergenceSpec(
-      kind=config.divergence, beta=config.beta, support=config.support, k=config.k, tail=config.tail,
-      student_temperature=config.student_temperature, teacher_temperature=config.teacher_temperature,
-      entry_clip_min=config.entry_clip_min, entry_clip_max=config.entry_clip_max, valid_vocab=valid_vocab)
+    kind=config.divergence,
+    beta=config.beta,
+    support=config.support,
+    k=config.k,
+    tail=config.tail,
+    student_temperature=config.student_temperature,
+    teacher_temperature=config.teacher_temperature,
+    entry_clip_min=config.entry_clip_min,
+    entry_clip_max=config.entry_clip_max,
+    valid_vocab=valid_vocab,
+  )
 
 
 def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
@@ -96,8 +104,10 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
     raise ConfigError(f'objective: {error}') from error
   if config.implementation is not None:
     require_choice('objective.implementation', config.implementation, tuple(divergence.IMPLEMENTATIONS))
-  require(config.token_clip is None or config.token_clip > 0,
-          f'objective.token_clip is {config.token_clip}; it must be positive, or none.')
+  require(
+    config.token_clip is None or config.token_clip > 0,
+    f'objective.token_clip is {config.token_clip}; it must be positive, or none.',
+  )
   require_choice('objective.reduction', config.reduction, ('token_mean', 'sample_mean'))
   require(config.chunk_tokens > 0, f'objective.chunk_tokens is {config.chunk_tokens}; it must be positive.')
 

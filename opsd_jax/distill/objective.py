@@ -25,9 +25,15 @@ def token_weights(length: jax.Array, width: int, reduction: str) -> jax.Array:
   return mask / (jnp.maximum(length, 1)[:, None] * samples)
 
 
-def compare(student_hidden: jax.Array, student_head: jax.Array, teacher_hidden: jax.Array,
-            teacher_head: jax.Array | None, tokens: jax.Array, config: ObjectiveConfig,
-            valid_vocab: int) -> tuple[jax.Array, divergence.Divergence]:
+def compare(
+  student_hidden: jax.Array,
+  student_head: jax.Array,
+  teacher_hidden: jax.Array,
+  teacher_head: jax.Array | None,
+  tokens: jax.Array,
+  config: ObjectiveConfig,
+  valid_vocab: int,
+) -> tuple[jax.Array, divergence.Divergence]:
   """Loss of every token [B, T], after the per-token clip, and the kernel's statistics.
 
   Args:
@@ -40,26 +46,40 @@ def compare(student_hidden: jax.Array, student_head: jax.Array, teacher_hidden: 
     valid_vocab: ids at and beyond it are padding of the head.
   """
   out = divergence.linear_divergence(
-      student_hidden, student_head, teacher_hidden, teacher_head, tokens,
-      divergence_spec(config, valid_vocab), chunk_tokens=config.chunk_tokens,
-      implementation=config.implementation)
+    student_hidden,
+    student_head,
+    teacher_hidden,
+    teacher_head,
+    tokens,
+    divergence_spec(config, valid_vocab),
+    chunk_tokens=config.chunk_tokens,
+    implementation=config.implementation,
+  )
   loss = out.loss if config.token_clip is None else jnp.minimum(out.loss, config.token_clip)
   return loss, out
 
 
-def statistics(loss: jax.Array, out: divergence.Divergence, mask: jax.Array, raw_logp: jax.Array,
-               token_clip: float | None) -> dict[str, jax.Array]:
+def statistics(
+  loss: jax.Array, out: divergence.Divergence, mask: jax.Array, raw_logp: jax.Array, token_clip: float | None
+) -> dict[str, jax.Array]:
   """Sums over sampled tokens of what is reported; divide by the token count for means.
 
   `logp_gap` is |scorer - sampler| of the sampled token's log-prob: what the two programs disagree by.
   """
   clipped = jnp.zeros_like(loss) if token_clip is None else (out.loss > token_clip).astype(jnp.float32)
   per_token = {
-      'token_loss': loss, 'forward_kl': out.forward_kl, 'reverse_kl': out.reverse_kl,
-      'student_entropy': out.student_entropy, 'teacher_entropy': out.teacher_entropy,
-      'student_logp': out.student_logp, 'teacher_logp': out.teacher_logp,
-      'student_topk_mass': out.student_mass, 'teacher_topk_mass': out.teacher_mass,
-      'entry_clip_fraction': out.clip_fraction, 'token_clip_fraction': clipped,
-      'agreement': out.agreement, 'logp_gap': jnp.abs(out.student_logp - raw_logp),
+    'token_loss': loss,
+    'forward_kl': out.forward_kl,
+    'reverse_kl': out.reverse_kl,
+    'student_entropy': out.student_entropy,
+    'teacher_entropy': out.teacher_entropy,
+    'student_logp': out.student_logp,
+    'teacher_logp': out.teacher_logp,
+    'student_topk_mass': out.student_mass,
+    'teacher_topk_mass': out.teacher_mass,
+    'entry_clip_fraction': out.clip_fraction,
+    'token_clip_fraction': clipped,
+    'agreement': out.agreement,
+    'logp_gap': jnp.abs(out.student_logp - raw_logp),
   }
   return {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in per_token.items()}

@@ -10,8 +10,9 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts, Rollout, TeacherScores
 
 
-def score_teacher(spec: ModelSpec, params: model.Params, views: Sequence[Prompts],
-                  rollout: Rollout) -> TeacherScores:
+def score_teacher(
+  spec: ModelSpec, params: model.Params, views: Sequence[Prompts], rollout: Rollout
+) -> TeacherScores:
   """Teacher hidden states for every sampled token, each view's prompt read once a question.
 
   Args:

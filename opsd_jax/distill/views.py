@@ -21,8 +21,9 @@ def student_prompt(config: ViewsConfig, problem: Problem) -> str:
   return fill(config.student, problem, 'views.student')
 
 
-def teacher_prompts(config: ViewsConfig, problem: Problem, completions: Sequence[str] = (),
-                    graded: Graded | None = None) -> tuple[str, ...]:
+def teacher_prompts(
+  config: ViewsConfig, problem: Problem, completions: Sequence[str] = (), graded: Graded | None = None
+) -> tuple[str, ...]:
   """The teacher's views of a problem, M texts. Templates show the problem's own texts alone."""
   del completions, graded  # the signature that views of siblings and of feedback need
   return (fill(config.teacher, problem, 'views.teacher'),)
@@ -40,15 +41,19 @@ def fill(template: str, problem: Problem, setting: str) -> str:
     ConfigError: the template names a field that the problem lacks, or is malformed.
   """
   fields = dict(problem.meta) | {
-      'problem': problem.problem, 'solution': problem.solution, 'answer': problem.answer}
+    'problem': problem.problem,
+    'solution': problem.solution,
+    'answer': problem.answer,
+  }
   try:
     names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
   except ValueError as error:
     raise ConfigError(f'{setting} is {template!r}: {error}.') from error
   for name in names:
     if name not in fields:
-      raise ConfigError(f'{setting} is {template!r}, but problem {problem.id!r} has no text {name!r}.'
-                        f'{nearest(name, fields)}')
+      raise ConfigError(
+        f'{setting} is {template!r}, but problem {problem.id!r} has no text {name!r}.{nearest(name, fields)}'
+      )
   return template.format_map(fields)
 
 
@@ -57,8 +62,9 @@ def stable_id(problem: Problem) -> int:
   return zlib.crc32(problem.id.encode())
 
 
-def tokenize_prompts(texts: Sequence[str], problems: Sequence[Problem], tokenizer: Tokenizer, width: int,
-                     setting: str) -> Prompts:
+def tokenize_prompts(
+  texts: Sequence[str], problems: Sequence[Problem], tokenizer: Tokenizer, width: int, setting: str
+) -> Prompts:
   """Prompts [Q, width] on the host, right-padded with zeros that no mask lets through.
 
   Raises:
@@ -69,9 +75,11 @@ def tokenize_prompts(texts: Sequence[str], problems: Sequence[Problem], tokenize
   for row, (text, problem) in enumerate(zip(texts, problems, strict=True)):
     tokens = [*tokenizer.bos_ids, *tokenizer.encode(text)]
     if not 0 < len(tokens) <= width:
-      raise ConfigError(f'the prompt of problem {problem.id!r} has {len(tokens)} tokens, but {setting} is '
-                        f'{width}; raise it or leave the problem out.')
-    ids[row, :len(tokens)], length[row] = tokens, len(tokens)
+      raise ConfigError(
+        f'the prompt of problem {problem.id!r} has {len(tokens)} tokens, but {setting} is '
+        f'{width}; raise it or leave the problem out.'
+      )
+    ids[row, : len(tokens)], length[row] = tokens, len(tokens)
   return Prompts(ids=ids, length=length, problem_id=np.array([stable_id(p) for p in problems], np.uint32))
 
 
@@ -81,8 +89,12 @@ def student_batch(config: ViewsConfig, problems: Sequence[Problem], tokenizer: T
   return tokenize_prompts(texts, problems, tokenizer, config.student_tokens, 'views.student_tokens')
 
 
-def teacher_batch(config: ViewsConfig, problems: Sequence[Problem], tokenizer: Tokenizer) -> tuple[Prompts, ...]:
+def teacher_batch(
+  config: ViewsConfig, problems: Sequence[Problem], tokenizer: Tokenizer
+) -> tuple[Prompts, ...]:
   """Teacher prompts of Q problems, one `Prompts` a view."""
   by_problem = [teacher_prompts(config, p) for p in problems]
-  return tuple(tokenize_prompts(texts, problems, tokenizer, config.teacher_tokens, 'views.teacher_tokens')
-               for texts in zip(*by_problem, strict=True))
+  return tuple(
+    tokenize_prompts(texts, problems, tokenizer, config.teacher_tokens, 'views.teacher_tokens')
+    for texts in zip(*by_problem, strict=True)
+  )

@@ -56,26 +56,49 @@ def decode_rollout(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
   return [tokenizer.decode(row[:n].tolist()) for row, n in zip(rollout.ids, rollout.length, strict=True)]
 
 
-def answer_problems(spec: ModelSpec, params: Params, mesh: jax.sharding.Mesh, problems: Sequence[Problem],
-                    role: Role, view: ViewsConfig, tokenizer: Tokenizer, sampling: SamplingConfig, *,
-                    samples: int, batch: int, seed: int) -> Verdicts:
+def answer_problems(
+  spec: ModelSpec,
+  params: Params,
+  mesh: jax.sharding.Mesh,
+  problems: Sequence[Problem],
+  role: Role,
+  view: ViewsConfig,
+  tokenizer: Tokenizer,
+  sampling: SamplingConfig,
+  *,
+  samples: int,
+  batch: int,
+  seed: int,
+) -> Verdicts:
   """Draws and grades `samples` completions of every problem, `batch` problems at a time.
 
-  The last batch is filled up with repeats, which are dropped: one compiled shape serves all.
+  The last batch is filled up with repeats, which are dropped: one compiled shape serves all. A batch
+  that the mesh cannot split evenly is made larger, or every device would decode all of it.
   """
+  batch = -(-batch // meshes.row_shards(mesh)) * meshes.row_shards(mesh)
   prompts = _prompts(view, problems, role, tokenizer)
   columns = []
   for start in range(0, len(problems), batch):
     rows = np.arange(start, start + batch) % len(problems)
     part = Prompts(*(np.asarray(x)[rows] for x in (prompts.ids, prompts.length, prompts.problem_id)))
-    rollout = meshes.host(decode.generate(
-        spec, params, decode.place_prompts(mesh, part), sampling, eos_ids=tokenizer.eos_ids,
-        per_question=samples, seed=seed, valid_vocab=tokenizer.vocab_size))
+    rollout = meshes.host(
+      decode.generate(
+        spec,
+        params,
+        decode.place_prompts(mesh, part),
+        sampling,
+        eos_ids=tokenizer.eos_ids,
+        per_question=samples,
+        seed=seed,
+        valid_vocab=tokenizer.vocab_size,
+      )
+    )
     answers = [problems[r].answer for r in np.repeat(rows, samples)]
     graded = exact.grade(decode_rollout(rollout, tokenizer), answers)
-    columns.append([x.reshape(batch, samples)
-                    for x in (graded.correct, graded.answered, rollout.stopped, rollout.length)])
-  stacked = [np.concatenate(parts)[:len(problems)] for parts in zip(*columns, strict=True)]
+    columns.append(
+      [x.reshape(batch, samples) for x in (graded.correct, graded.answered, rollout.stopped, rollout.length)]
+    )
+  stacked = [np.concatenate(parts)[: len(problems)] for parts in zip(*columns, strict=True)]
   return Verdicts(*stacked, prompt_length=np.asarray(prompts.length))
 
 
@@ -85,18 +108,41 @@ def _prompts(view: ViewsConfig, problems: Sequence[Problem], role: Role, tokeniz
   return views.teacher_batch(view, problems, tokenizer)[0]
 
 
-def measure(spec: ModelSpec, params: Params, mesh: jax.sharding.Mesh, problems: Sequence[Problem], role: Role,
-            view: ViewsConfig, tokenizer: Tokenizer, config: EvaluateConfig) -> tuple[Accuracy, list[Verdicts]]:
+def measure(
+  spec: ModelSpec,
+  params: Params,
+  mesh: jax.sharding.Mesh,
+  problems: Sequence[Problem],
+  role: Role,
+  view: ViewsConfig,
+  tokenizer: Tokenizer,
+  config: EvaluateConfig,
+) -> tuple[Accuracy, list[Verdicts]]:
   """Sampled (avg@n, pass@k) and greedy accuracy, and the verdicts they come from."""
   greedy_sampling = dataclasses.replace(config.sampling, temperature=0.0)
   sampled, greedy = (
-      answer_problems(spec, params, mesh, problems, role, view, tokenizer, how, samples=n,
-                      batch=config.batch, seed=config.seed)
-      for how, n in ((config.sampling, config.samples), (greedy_sampling, 1)))
-  powers = [2**i for i in range(config.samples.bit_length()) if 2**i <= config.samples]
+    answer_problems(
+      spec,
+      params,
+      mesh,
+      problems,
+      role,
+      view,
+      tokenizer,
+      how,
+      samples=n,
+      batch=config.batch,
+      seed=config.seed,
+    )
+    for how, n in ((config.sampling, config.samples), (greedy_sampling, 1))
+  )
+  powers = sorted({2**i for i in range(config.samples.bit_length())} | {config.samples})
   accuracy = Accuracy(
-      sampled=mean_accuracy(sampled.correct), greedy=mean_accuracy(greedy.correct),
-      pass_at={k: pass_at_k(sampled.correct, k) for k in powers},
-      answered=float(sampled.answered.mean()), stopped=float(sampled.stopped.mean()),
-      mean_length=float(sampled.length.mean()))
+    sampled=mean_accuracy(sampled.correct),
+    greedy=mean_accuracy(greedy.correct),
+    pass_at={k: pass_at_k(sampled.correct, k) for k in powers},
+    answered=float(sampled.answered.mean()),
+    stopped=float(sampled.stopped.mean()),
+    mean_length=float(sampled.length.mean()),
+  )
   return accuracy, [sampled, greedy]

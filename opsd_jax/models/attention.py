@@ -14,8 +14,12 @@ from opsd_jax.records import length_mask
 MASKED = jnp.finfo(jnp.float32).min
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array,
-           contexts: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+def attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  contexts: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
+) -> jax.Array:
   """Causal attention over the new tokens, full attention over each context's first tokens.
 
   A context shared by several rows is never copied for them.
@@ -42,7 +46,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array,
   out, start = jnp.zeros((), value.dtype), 0
   for _, values, _ in contexts:
     width_c = values.shape[1]
-    out = out + _context_values(probs[..., start:start + width_c], values)
+    out = out + _context_values(probs[..., start : start + width_c], values)
     start += width_c
   out = out + jnp.einsum('bkgst,btkh->bskgh', probs[..., start:], value)
   return out.reshape(batch, steps, heads, width)

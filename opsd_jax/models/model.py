@@ -39,8 +39,15 @@ def init_params(spec: ModelSpec, key: jax.Array, mesh: jax.sharding.Mesh) -> Par
   return init(key)
 
 
-def apply(spec: ModelSpec, params: Params, tokens: jax.Array, positions: jax.Array,
-          contexts: tuple[Context, ...] = (), *, keep_kv: bool = True) -> tuple[jax.Array, KV | None]:
+def apply(
+  spec: ModelSpec,
+  params: Params,
+  tokens: jax.Array,
+  positions: jax.Array,
+  contexts: tuple[Context, ...] = (),
+  *,
+  keep_kv: bool = True,
+) -> tuple[jax.Array, KV | None]:
   """Reads new tokens after the contexts.
 
   Args:
@@ -55,6 +62,18 @@ def apply(spec: ModelSpec, params: Params, tokens: jax.Array, positions: jax.Arr
     Hidden states [B, S, D] after the final norm, and KV [L, B, S, K, H] or None.
   """
   return Transformer(spec, keep_kv).apply({'params': params}, tokens, positions, contexts)
+
+
+def for_decoding(spec: ModelSpec, params: Params) -> Params:
+  """The tree with every matrix in the compute dtype, so that a decode step does not read float32 masters.
+
+  Norm scales stay float32, in which they are used.
+  """
+
+  def cast(path, leaf):
+    return leaf if path[-1].key == 'scale' else leaf.astype(spec.dtype)
+
+  return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def head(spec: ModelSpec, params: Params) -> jax.Array:
@@ -85,8 +104,9 @@ def last_token(ids: jax.Array, length: jax.Array) -> jax.Array:
   return jnp.take_along_axis(ids, (length - 1)[:, None], axis=1)[:, 0]
 
 
-def continuation_hidden(spec: ModelSpec, params: Params, prompt_ids: jax.Array, prompt_length: jax.Array,
-                        completion_ids: jax.Array) -> jax.Array:
+def continuation_hidden(
+  spec: ModelSpec, params: Params, prompt_ids: jax.Array, prompt_length: jax.Array, completion_ids: jax.Array
+) -> jax.Array:
   """Hidden states that predict every completion token, with the prompt read once a question.
 
   Args:

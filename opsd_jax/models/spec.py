@@ -45,9 +45,13 @@ def validate(spec: ModelSpec) -> None:
   """Raises `ConfigError` where the numbers cannot make a model."""
   for field in ('vocab_size', 'num_layers', 'embed_dim', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim'):
     require(getattr(spec, field) > 0, f'model.{field} is {getattr(spec, field)}; it must be positive.')
-  require(spec.num_heads % spec.num_kv_heads == 0,
-          f'model.num_heads is {spec.num_heads}, not a multiple of model.num_kv_heads '
-          f'({spec.num_kv_heads}): every key/value head serves the same number of query heads.')
+  require(
+    spec.num_heads % spec.num_kv_heads == 0,
+    f'model.num_heads is {spec.num_heads}, not a multiple of model.num_kv_heads '
+    f'({spec.num_kv_heads}): every key/value head serves the same number of query heads.',
+  )
   require(spec.head_dim % 2 == 0, f'model.head_dim is {spec.head_dim}; rotary embedding needs an even one.')
+  for field in ('rope_theta', 'norm_eps'):
+    require(getattr(spec, field) > 0, f'model.{field} is {getattr(spec, field)}; it must be positive.')
   require_choice('model.dtype', spec.dtype, ('float32', 'bfloat16'))
   require_choice('model.remat', spec.remat, ('none', 'full', 'dots'))

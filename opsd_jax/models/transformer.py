@@ -39,8 +39,9 @@ class Context:
   length: jax.Array
 
 
-def _kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...],
-            fan_in: int) -> jax.Array:
+def _kernel(
+  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int
+) -> jax.Array:
   """A float32 parameter drawn with standard deviation fan_in^-1/2, cast to the compute dtype."""
   init = nn.initializers.normal(fan_in**-0.5)
   param = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
@@ -51,11 +52,10 @@ class RMSNorm(nn.Module):
   """x / rms(x) · scale over the last axis, in float32."""
 
   spec: ModelSpec
-  axes: tuple[str | None, ...] = (None,)
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.with_logical_partitioning(nn.initializers.ones, self.axes)
+    init = nn.with_logical_partitioning(nn.initializers.ones, (None,))
     scale = self.param('scale', init, (x.shape[-1],), jnp.float32)
     wide = x.astype(jnp.float32)
     variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
@@ -69,19 +69,27 @@ class Attention(nn.Module):
   spec: ModelSpec
 
   @nn.compact
-  def __call__(self, x: jax.Array, positions: jax.Array,
-               contexts: tuple[tuple[jax.Array, jax.Array, jax.Array], ...]):
+  def __call__(
+    self, x: jax.Array, positions: jax.Array, contexts: tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
+  ):
     s = self.spec
     heads, kv_heads = (s.num_heads, 'heads'), (s.num_kv_heads, 'kv_heads')
-    query, key, value = (self._project(x, name, *shape)
-                         for name, shape in (('query', heads), ('key', kv_heads), ('value', kv_heads)))
+    query, key, value = (
+      self._project(x, name, *shape)
+      for name, shape in (('query', heads), ('key', kv_heads), ('value', kv_heads))
+    )
     if s.qk_norm:
       query, key = RMSNorm(s, name='query_norm')(query), RMSNorm(s, name='key_norm')(key)
     query = attention.rotate(query, positions, s.rope_theta)
     key = attention.rotate(key, positions, s.rope_theta)
     mixed = attention.attend(query, key, value, contexts)
-    out = _kernel(self, 'out', (s.num_heads, s.head_dim, s.embed_dim), ('heads', 'head_dim', 'embed'),
-                  s.num_heads * s.head_dim)
+    out = _kernel(
+      self,
+      'out',
+      (s.num_heads, s.head_dim, s.embed_dim),
+      ('heads', 'head_dim', 'embed'),
+      s.num_heads * s.head_dim,
+    )
     return jnp.einsum('bsnh,nhd->bsd', mixed, out), (key, value)
 
   def _project(self, x: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
@@ -114,8 +122,9 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, positions, context_kv, context_length):
     s = self.spec
-    contexts = tuple((kv.key, kv.value, length)
-                     for kv, length in zip(context_kv, context_length, strict=True))
+    contexts = tuple(
+      (kv.key, kv.value, length) for kv, length in zip(context_kv, context_length, strict=True)
+    )
     mixed, kv = Attention(s, name='attention')(RMSNorm(s, name='attention_norm')(x), positions, contexts)
     x = x + mixed
     x = x + SwiGLU(s, name='mlp')(RMSNorm(s, name='mlp_norm')(x))
@@ -136,18 +145,25 @@ class Transformer(nn.Module):
   keep_kv: bool = True
 
   @nn.compact
-  def __call__(self, tokens: jax.Array, positions: jax.Array,
-               contexts: tuple[Context, ...] = ()) -> tuple[jax.Array, KV | None]:
+  def __call__(
+    self, tokens: jax.Array, positions: jax.Array, contexts: tuple[Context, ...] = ()
+  ) -> tuple[jax.Array, KV | None]:
     """tokens and positions int32 [B, S] -> hidden [B, S, D] and the tokens' KV [L, B, S, K, H]."""
     s = self.spec
     table_init = nn.with_logical_partitioning(nn.initializers.normal(s.embed_dim**-0.5), ('vocab', 'embed'))
     embedding = self.param('embedding', table_init, (s.vocab_size, s.embed_dim), jnp.float32)
     if not s.tie_embeddings:
       self.param('head', table_init, (s.vocab_size, s.embed_dim), jnp.float32)
-    x = constrain(embedding.astype(s.dtype)[tokens], 'batch', 'length', 'activation')
+    # Whole in width before the lookup: a gather of rows from a table split in width would be replicated.
+    table = constrain(embedding.astype(s.dtype), 'vocab', None)
+    x = constrain(table[tokens], 'batch', 'length', 'activation')
     layers = nn.scan(
-        _rematerialised(s), variable_axes={'params': 0}, split_rngs={'params': True},
-        in_axes=(nn.broadcast, 0, nn.broadcast), length=s.num_layers,
-        metadata_params={nn.PARTITION_NAME: 'layers'})(s, self.keep_kv, name='layers')
+      _rematerialised(s),
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(nn.broadcast, 0, nn.broadcast),
+      length=s.num_layers,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )(s, self.keep_kv, name='layers')
     x, kv = layers(x, positions, tuple(c.kv for c in contexts), tuple(c.length for c in contexts))
     return RMSNorm(s, name='final_norm')(x), kv

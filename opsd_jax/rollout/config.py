@@ -44,8 +44,10 @@ class RolloutConfig:
 def validate_sampling(name: str, config: SamplingConfig, vocab: int) -> None:
   """Raises `ConfigError` where no token could be drawn."""
   require(config.temperature >= 0, f'{name}.temperature is {config.temperature}; use 0 for greedy, or more.')
-  require(config.top_k is None or 0 < config.top_k <= vocab,
-          f'{name}.top_k is {config.top_k}; it must lie in 1..{vocab} (the vocabulary), or be none.')
+  require(
+    config.top_k is None or 0 < config.top_k <= vocab,
+    f'{name}.top_k is {config.top_k}; it must lie in 1..{vocab} (the vocabulary), or be none.',
+  )
   require(0 < config.top_p <= 1, f'{name}.top_p is {config.top_p}; it must lie in (0, 1].')
   require(0 <= config.min_p < 1, f'{name}.min_p is {config.min_p}; it must lie in [0, 1).')
   require(config.max_tokens > 0, f'{name}.max_tokens is {config.max_tokens}; it must be positive.')
@@ -56,8 +58,10 @@ def validate(config: RolloutConfig, vocab: int) -> None:
   require(config.questions > 0, f'rollout.questions is {config.questions}; it must be positive.')
   require(config.per_question > 0, f'rollout.per_question is {config.per_question}; it must be positive.')
   validate_sampling('rollout.sampling', config.sampling, vocab)
-  require(all(b > 0 for b in config.buckets) and list(config.buckets) == sorted(config.buckets),
-          f'rollout.buckets is {config.buckets}; widths must be positive and ascending.')
+  require(
+    all(b > 0 for b in config.buckets) and list(config.buckets) == sorted(config.buckets),
+    f'rollout.buckets is {config.buckets}; widths must be positive and ascending.',
+  )
 
 
 def bucket(length: int, buckets: tuple[int, ...], largest: int) -> int:

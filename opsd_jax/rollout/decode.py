@@ -34,10 +34,20 @@ class Decoding(NamedTuple):
   active: jax.Array  # bool [B]
 
 
-def generate(spec: ModelSpec, params: model.Params, prompts: Prompts, config: SamplingConfig, *,
-             eos_ids: tuple[int, ...], per_question: int = 1, seed: int = 0, step: int = 0,
-             loss_temperature: float = 1.0, valid_vocab: int | None = None,
-             max_tokens: np.ndarray | jax.Array | None = None) -> Rollout:
+def generate(
+  spec: ModelSpec,
+  params: model.Params,
+  prompts: Prompts,
+  config: SamplingConfig,
+  *,
+  eos_ids: tuple[int, ...],
+  per_question: int = 1,
+  seed: int = 0,
+  step: int = 0,
+  loss_temperature: float = 1.0,
+  valid_vocab: int | None = None,
+  max_tokens: np.ndarray | jax.Array | None = None,
+) -> Rollout:
   """Samples `per_question` continuations of every prompt.
 
   A row's tokens depend on (seed, step, problem id, rollout index) and its prompt alone: neither its
@@ -60,15 +70,28 @@ def generate(spec: ModelSpec, params: model.Params, prompts: Prompts, config: Sa
     A Rollout of B = Q·per_question rows, row b from prompt b // per_question, T = config.max_tokens.
   """
   rows = prompts.ids.shape[0] * per_question
-  budget = np.full(rows, config.max_tokens) if max_tokens is None else max_tokens
-  budget = jnp.minimum(jnp.asarray(budget, jnp.int32), config.max_tokens)
-  return _generate(spec, params, prompts, budget, jnp.uint32(seed), jnp.uint32(step),
-                   jnp.float32(loss_temperature), config, eos_ids, per_question, valid_vocab)
+  budget = np.full(rows, config.max_tokens) if max_tokens is None else np.asarray(max_tokens)
+  budget = np.minimum(budget, config.max_tokens).astype(np.int32)
+  return _generate(
+    spec,
+    params,
+    prompts,
+    budget,
+    np.uint32(seed),
+    np.uint32(step),
+    np.float32(loss_temperature),
+    config,
+    eos_ids,
+    per_question,
+    valid_vocab,
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7, 8, 9, 10))
-def _generate(spec, params, prompts, budget, seed, step, loss_temperature, config, eos_ids,
-              per_question, valid_vocab) -> Rollout:
+def _generate(
+  spec, params, prompts, budget, seed, step, loss_temperature, config, eos_ids, per_question, valid_vocab
+) -> Rollout:
+  params = model.for_decoding(spec, params)
   prompt = model.read_prompts(spec, params, prompts.ids, prompts.length)
   repeat = functools.partial(jnp.repeat, repeats=per_question)
   index = jnp.tile(jnp.arange(per_question, dtype=jnp.int32), prompts.ids.shape[0])
@@ -78,16 +101,23 @@ def _generate(spec, params, prompts, budget, seed, step, loss_temperature, confi
 
   def draw(state: Decoding) -> Decoding:
     cache = Context(state.cache, jnp.full_like(state.length, state.step))
-    hidden, kv = model.apply(spec, params, state.token[:, None], (start + state.step)[:, None],
-                             (prompt, cache))
+    hidden, kv = model.apply(
+      spec, params, state.token[:, None], (start + state.step)[:, None], (prompt, cache)
+    )
     logits = _logits(model.head(spec, params), hidden[:, 0], valid_vocab)
     token, raw, behaviour = _draw(logits, keys, state.step, config, loss_temperature)
     return _advance(state, token, kv, raw, behaviour, budget, eos_ids)
 
   state = _start(spec, first, config.max_tokens, budget)
   state = jax.lax.while_loop(lambda s: jnp.any(s.active) & (s.step < config.max_tokens), draw, state)
-  return Rollout(ids=state.ids, length=state.length, stopped=state.stopped, raw_logp=state.raw_logp,
-                 behaviour_logp=state.behaviour_logp, rollout_index=index)
+  return Rollout(
+    ids=state.ids,
+    length=state.length,
+    stopped=state.stopped,
+    raw_logp=state.raw_logp,
+    behaviour_logp=state.behaviour_logp,
+    rollout_index=index,
+  )
 
 
 def _logits(head: jax.Array, hidden: jax.Array, valid_vocab: int | None) -> jax.Array:
@@ -117,9 +147,17 @@ def _start(spec: ModelSpec, first: jax.Array, width: int, budget: jax.Array) -> 
   axes = ('layers', 'batch', 'length', 'kv_heads', 'head_dim')
   cache = KV(*(constrain(jnp.zeros(shape, spec.dtype), *axes) for _ in range(2)))
   zeros = jnp.zeros((rows, width), jnp.float32)
-  return Decoding(step=jnp.int32(0), token=first, cache=cache, ids=jnp.zeros((rows, width), jnp.int32),
-                  raw_logp=zeros, behaviour_logp=zeros, length=jnp.zeros(rows, jnp.int32),
-                  stopped=jnp.zeros(rows, bool), active=budget > 0)
+  return Decoding(
+    step=jnp.int32(0),
+    token=first,
+    cache=cache,
+    ids=jnp.zeros((rows, width), jnp.int32),
+    raw_logp=zeros,
+    behaviour_logp=zeros,
+    length=jnp.zeros(rows, jnp.int32),
+    stopped=jnp.zeros(rows, bool),
+    active=budget > 0,
+  )
 
 
 def _advance(state: Decoding, token, kv: KV, raw, behaviour, budget, eos_ids) -> Decoding:
@@ -131,15 +169,24 @@ def _advance(state: Decoding, token, kv: KV, raw, behaviour, budget, eos_ids) ->
     return jax.lax.dynamic_update_slice(array, column[:, None], (0, t))
 
   cache = jax.tree.map(
-      lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, t, 0, 0)),
-      state.cache, kv)
+    lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, t, 0, 0)),
+    state.cache,
+    kv,
+  )
   length = state.length + state.active
   is_eos = jnp.isin(token, jnp.array(eos_ids, jnp.int32)) if eos_ids else jnp.zeros_like(state.active)
   stopped = state.stopped | (state.active & is_eos)
-  return Decoding(step=t + 1, token=token, cache=cache, ids=write(state.ids, token),
-                  raw_logp=write(state.raw_logp, raw),
-                  behaviour_logp=write(state.behaviour_logp, behaviour), length=length,
-                  stopped=stopped, active=state.active & ~is_eos & (length < budget))
+  return Decoding(
+    step=t + 1,
+    token=token,
+    cache=cache,
+    ids=write(state.ids, token),
+    raw_logp=write(state.raw_logp, raw),
+    behaviour_logp=write(state.behaviour_logp, behaviour),
+    length=length,
+    stopped=stopped,
+    active=state.active & ~is_eos & (length < budget),
+  )
 
 
 def place_prompts(mesh: jax.sharding.Mesh, prompts: Prompts) -> Prompts:

@@ -1,6 +1,7 @@
 """Text to token ids and back."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -67,7 +68,8 @@ class CharacterTokenizer:
   def encode(self, text: str) -> list[int]:
     unknown = sorted(set(text) - set(self.alphabet))
     require(not unknown, f'text {text!r} holds {unknown}, which text.alphabet lacks; add them to it.')
-    return [len(self.special) + self.alphabet.index(c) for c in text]
+    ids = _ids(self.alphabet, len(self.special))
+    return [ids[c] for c in text]
 
   def decode(self, ids: Sequence[int]) -> str:
     return ''.join(self.token_text(i) for i in ids if i >= len(self.special))
@@ -77,6 +79,11 @@ class CharacterTokenizer:
       return self.special[token]
     inside = token - len(self.special) < len(self.alphabet)
     return self.alphabet[token - len(self.special)] if inside else f'<{token}>'
+
+
+@functools.lru_cache
+def _ids(alphabet: str, first: int) -> dict[str, int]:
+  return {character: first + i for i, character in enumerate(alphabet)}
 
 
 def validate(config: TextConfig) -> None:

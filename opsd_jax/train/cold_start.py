@@ -5,6 +5,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 
 from opsd_jax import mesh as meshes
 from opsd_jax.config import require
@@ -21,23 +22,41 @@ from opsd_jax.train.setup import Setup
 
 def run(setup: Setup, folder: str) -> loop.Finished:
   """Trains `cold_start.updates` supervised updates from random weights; continues an earlier attempt."""
-  fresh = fresh_state(setup)
   if setup.cold_start.updates == 0:
-    return loop.Finished(fresh, loop.Progress())
-  work = loop.Work('cold start', folder, Budget('updates', setup.cold_start.updates), _make_update(setup))
-  return loop.run(work, fresh, setup)
-
-
-def fresh_state(setup: Setup) -> state.TrainState:
-  """Random weights of the run's seed and an unused optimiser."""
-  params = model.init_params(setup.spec, jax.random.key(setup.seed), setup.mesh)
-  return state.create(params, state.make_optimizer(setup.cold_start.optimizer), TeacherConfig())
-
-
-def _make_update(setup: Setup):
+    return loop.Finished(random_params(setup), loop.Progress())
   optimizer = state.make_optimizer(setup.cold_start.optimizer)
-  compiled = step.make_supervised_step(setup.spec, optimizer, valid_vocab=setup.tokenizer.vocab_size,
-                                       chunk_tokens=setup.objective.chunk_tokens)
+  shape = layout(setup)
+  work = loop.Work(
+    'cold start',
+    folder,
+    Budget('updates', setup.cold_start.updates),
+    start=lambda: state.create(random_params(setup), optimizer, TeacherConfig()),
+    layout=shape,
+    update=_make_update(setup, optimizer, shape),
+    optimizer_settings='cold_start.optimizer',
+  )
+  return loop.run(work, setup)
+
+
+def random_params(setup: Setup) -> model.Params:
+  """The random weights of the run's seed."""
+  return model.init_params(setup.spec, jax.random.key(setup.seed), setup.mesh)
+
+
+def layout(setup: Setup) -> state.TrainState:
+  """Shapes and shardings of the cold start's state."""
+  optimizer = state.make_optimizer(setup.cold_start.optimizer)
+  return state.describe(model.abstract_params(setup.spec, setup.mesh), optimizer, TeacherConfig())
+
+
+def _make_update(setup: Setup, optimizer: optax.GradientTransformation, shape: state.TrainState):
+  compiled = step.make_supervised_step(
+    setup.spec,
+    optimizer,
+    valid_vocab=setup.tokenizer.vocab_size,
+    chunk_tokens=setup.objective.chunk_tokens,
+    layout=state.shardings(shape),
+  )
 
   def update(weights: state.TrainState, number: int):
     began = time.monotonic()
@@ -56,16 +75,24 @@ def supervised_batch(setup: Setup, number: int) -> tuple[Prompts, np.ndarray, np
   """Prompts [B, P], completions int32 [B, T] and their lengths [B] of update `number`."""
   config = setup.cold_start
   teacher_rows = math.floor(config.batch * config.teacher_fraction)
-  examples = source.cold_start_examples(setup.data, setup.splits.train, config.batch, teacher_rows,
-                                        setup.seed, number)
+  examples = source.cold_start_examples(
+    setup.data, setup.splits.train, config.batch, teacher_rows, setup.seed, number
+  )
   texts = [views.prompt_text(setup.views, e.problem, e.role) for e in examples]
   width = max(setup.views.student_tokens, setup.views.teacher_tokens)
-  prompts = views.tokenize_prompts(texts, [e.problem for e in examples], setup.tokenizer, width,
-                                   'the larger of views.student_tokens and views.teacher_tokens')
+  prompts = views.tokenize_prompts(
+    texts,
+    [e.problem for e in examples],
+    setup.tokenizer,
+    width,
+    'the larger of views.student_tokens and views.teacher_tokens',
+  )
   return prompts, *tokenize_completions(examples, setup.tokenizer, setup.rollout.sampling.max_tokens)
 
 
-def tokenize_completions(examples: list[Example], tokenizer: Tokenizer, width: int) -> tuple[np.ndarray, np.ndarray]:
+def tokenize_completions(
+  examples: list[Example], tokenizer: Tokenizer, width: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Completion ids [B, width] ending in EOS, right-padded, and their lengths [B].
 
   Raises:
@@ -74,8 +101,10 @@ def tokenize_completions(examples: list[Example], tokenizer: Tokenizer, width: i
   ids, length = np.zeros((len(examples), width), np.int32), np.zeros(len(examples), np.int32)
   for row, example in enumerate(examples):
     tokens = [*tokenizer.encode(example.completion), tokenizer.eos_ids[0]]
-    require(len(tokens) <= width,
-            f'the completion of problem {example.problem.id!r} has {len(tokens)} tokens with its EOS, but '
-            f'rollout.sampling.max_tokens is {width}; raise it.')
-    ids[row, :len(tokens)], length[row] = tokens, len(tokens)
+    require(
+      len(tokens) <= width,
+      f'the completion of problem {example.problem.id!r} has {len(tokens)} tokens with its EOS, but '
+      f'rollout.sampling.max_tokens is {width}; raise it.',
+    )
+    ids[row, : len(tokens)], length[row] = tokens, len(tokens)
   return ids, length

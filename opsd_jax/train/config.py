@@ -58,14 +58,16 @@ class LoopConfig:
     updates: optimiser steps, unless `budget` says otherwise.
     budget: `updates:N`, `tokens:N` (sampled) or `minutes:X`; the run stops after the update that
       reaches it. None means `updates`.
+    max_updates: updates after which the run stops whatever its budget, or none.
     micro_batches: parts that an update's rows are split into; the loss does not depend on it.
     evaluate_every: updates between accuracies on validation problems; 0 for never.
-    show_every: updates between rollouts written out token by token; 0 for never.
+    show_every: updates between rollouts written out token by token, the first among them; 0 for never.
     max_bad_updates: non-finite updates in a row after which the run stops.
   """
 
   updates: int = 100
   budget: str | None = None
+  max_updates: int | None = None
   micro_batches: int = 1
   evaluate_every: int = 0
   show_every: int = 0
@@ -74,14 +76,16 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """When a run has done enough. `limit` is in updates, sampled tokens or minutes."""
+  """When a run has done enough: `limit` updates, sampled tokens or minutes, or `max_updates` updates."""
 
   unit: Literal['updates', 'tokens', 'minutes']
   limit: float
+  max_updates: int | None = None
 
   def fraction(self, updates: int, tokens: int, seconds: float) -> float:
     """How much of the budget is spent; 1 or more ends the run."""
-    return {'updates': updates, 'tokens': tokens, 'minutes': seconds / 60}[self.unit] / self.limit
+    spent = {'updates': updates, 'tokens': tokens, 'minutes': seconds / 60}[self.unit] / self.limit
+    return spent if self.max_updates is None else max(spent, updates / self.max_updates)
 
 
 def parse_budget(config: LoopConfig) -> Budget:
@@ -91,47 +95,80 @@ def parse_budget(config: LoopConfig) -> Budget:
     ConfigError: not of the form `tokens:N`, `updates:N` or `minutes:X` with a positive number.
   """
   if config.budget is None:
-    return Budget('updates', config.updates)
+    return Budget('updates', config.updates, config.max_updates)
   unit, _, amount = config.budget.partition(':')
   try:
     limit = float(amount.replace('_', ''))
     if unit not in ('updates', 'tokens', 'minutes') or not limit > 0:
       raise ValueError
   except ValueError:
-    raise ConfigError(f'the budget is {config.budget!r}; write tokens:N, updates:N or minutes:X with a '
-                      'positive number.') from None
-  return Budget(unit, limit)
+    raise ConfigError(
+      f'the budget is {config.budget!r}; write tokens:N, updates:N or minutes:X with a positive number.'
+    ) from None
+  return Budget(unit, limit, config.max_updates)
 
 
 def validate_optimizer(name: str, config: OptimizerConfig) -> None:
   """Raises `ConfigError` for an optimiser that cannot step."""
   require(config.learning_rate > 0, f'{name}.learning_rate is {config.learning_rate}; it must be positive.')
   require_choice(f'{name}.schedule', config.schedule, ('constant', 'linear', 'cosine'))
-  require(config.warmup_updates >= 0, f'{name}.warmup_updates is {config.warmup_updates}; it must not be negative.')
-  require(config.schedule == 'constant' or config.decay_updates > config.warmup_updates,
-          f'{name}.decay_updates is {config.decay_updates}; a {config.schedule} schedule needs it larger than '
-          f'{name}.warmup_updates ({config.warmup_updates}).')
+  require(
+    config.warmup_updates >= 0, f'{name}.warmup_updates is {config.warmup_updates}; it must not be negative.'
+  )
+  require(
+    config.schedule == 'constant' or config.decay_updates > config.warmup_updates,
+    f'{name}.decay_updates is {config.decay_updates}; a {config.schedule} schedule needs it larger than '
+    f'{name}.warmup_updates ({config.warmup_updates}).',
+  )
   for field in ('beta1', 'beta2'):
-    require(0 <= getattr(config, field) < 1, f'{name}.{field} is {getattr(config, field)}; it must lie in [0, 1).')
-  require(config.clip_norm is None or config.clip_norm > 0,
-          f'{name}.clip_norm is {config.clip_norm}; it must be positive, or none.')
+    require(
+      0 <= getattr(config, field) < 1, f'{name}.{field} is {getattr(config, field)}; it must lie in [0, 1).'
+    )
+  require(
+    config.clip_norm is None or config.clip_norm > 0,
+    f'{name}.clip_norm is {config.clip_norm}; it must be positive, or none.',
+  )
+  require(config.epsilon > 0, f'{name}.epsilon is {config.epsilon}; it must be positive.')
+  require(config.weight_decay >= 0, f'{name}.weight_decay is {config.weight_decay}; it must not be negative.')
+
+
+def validate_decay(name: str, config: OptimizerConfig, updates: int) -> None:
+  """A decaying schedule must not reach 0 before the run ends: the rest would be paid for in vain."""
+  require(
+    config.schedule == 'constant' or config.decay_updates >= updates,
+    f'{name}.decay_updates is {config.decay_updates}, but the run takes {updates} updates and would go on at '
+    'learning rate 0; raise it to that.',
+  )
 
 
 def validate_cold_start(config: ColdStartConfig) -> None:
   """Raises `ConfigError` for a cold start that cannot run."""
   require(config.updates >= 0, f'cold_start.updates is {config.updates}; it must not be negative.')
   require(config.batch > 0, f'cold_start.batch is {config.batch}; it must be positive.')
-  require(0 <= config.teacher_fraction <= 1,
-          f'cold_start.teacher_fraction is {config.teacher_fraction}; a share lies in 0..1.')
+  require(
+    0 <= config.teacher_fraction <= 1,
+    f'cold_start.teacher_fraction is {config.teacher_fraction}; a share lies in 0..1.',
+  )
   validate_optimizer('cold_start.optimizer', config.optimizer)
+  validate_decay('cold_start.optimizer', config.optimizer, config.updates)
 
 
 def validate_loop(config: LoopConfig, questions: int) -> None:
   """Raises `ConfigError` for a run that cannot go on or end."""
   require(config.updates > 0, f'loop.updates is {config.updates}; it must be positive.')
+  require(
+    config.max_updates is None or config.max_updates > 0,
+    f'loop.max_updates is {config.max_updates}; it must be positive, or none.',
+  )
   parse_budget(config)
-  require(config.micro_batches > 0 and questions % config.micro_batches == 0,
-          f'loop.micro_batches is {config.micro_batches}; it must divide rollout.questions ({questions}).')
+  require(
+    config.micro_batches > 0 and questions % config.micro_batches == 0,
+    f'loop.micro_batches is {config.micro_batches}; it must divide rollout.questions ({questions}).',
+  )
   for field in ('evaluate_every', 'show_every'):
-    require(getattr(config, field) >= 0, f'loop.{field} is {getattr(config, field)}; it must not be negative.')
-  require(config.max_bad_updates > 0, f'loop.max_bad_updates is {config.max_bad_updates}; it must be positive.')
+    require(
+      getattr(config, field) >= 0, f'loop.{field} is {getattr(config, field)}; it must not be negative.'
+    )
+  require(
+    config.max_bad_updates > 0, f'loop.max_bad_updates is {config.max_bad_updates}; it must be positive.'
+  )

@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 
 from opsd_jax import files
 from opsd_jax import mesh as meshes
@@ -34,18 +35,38 @@ def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -
   `initial` is both the student's first weights and the frozen teacher.
   """
   optimizer = state.make_optimizer(setup.optimizer)
-  fresh = state.create(initial, optimizer, setup.teacher)
-  work = loop.Work(label, folder, parse_budget(setup.loop),
-                   _make_update(setup, initial, optimizer, folder),
-                   functools.partial(validation_accuracy, setup), setup.loop.evaluate_every)
-  return loop.run(work, fresh, setup)
+  shape = state.describe(initial, optimizer, setup.teacher)
+  work = loop.Work(
+    label,
+    folder,
+    parse_budget(setup.loop),
+    start=lambda: state.create(initial, optimizer, setup.teacher),
+    layout=shape,
+    update=_make_update(setup, initial, optimizer, shape, folder),
+    validate=functools.partial(validation_accuracy, setup),
+    validate_every=setup.loop.evaluate_every,
+  )
+  return loop.run(work, setup)
 
 
-def _make_update(setup: Setup, initial: model.Params, optimizer, folder: str):
+def _make_update(
+  setup: Setup,
+  initial: model.Params,
+  optimizer: optax.GradientTransformation,
+  shape: state.TrainState,
+  folder: str,
+):
   spec, vocab = setup.spec, setup.tokenizer.vocab_size
   score = jax.jit(scoring.score_teacher, static_argnums=0)
-  compiled = step.make_distill_step(spec, setup.objective, setup.teacher, optimizer,
-                                    valid_vocab=vocab, micro_batches=setup.loop.micro_batches)
+  compiled = step.make_distill_step(
+    spec,
+    setup.objective,
+    setup.teacher,
+    optimizer,
+    valid_vocab=vocab,
+    micro_batches=setup.loop.micro_batches,
+    layout=state.shardings(shape),
+  )
   frozen_head = model.head(spec, initial) if setup.teacher.kind == 'frozen' else None
 
   def update(weights: state.TrainState, number: int):
@@ -63,7 +84,8 @@ def _make_update(setup: Setup, initial: model.Params, optimizer, folder: str):
     report = meshes.host(report)
 
     graded = grade(setup, problems, sampled)
-    if setup.loop.show_every and number % setup.loop.show_every == 0:
+    every = setup.loop.show_every
+    if every and (number == 0 or (number + 1) % every == 0):
       show_rollouts(setup, folder, number + 1, problems, sampled, graded, report.token_loss)
     spent = ledger.rollout_entry(spec, prompts.length, sampled.length)
     spent += ledger.student_entry(spec, prompts.length, sampled.length)
@@ -76,14 +98,21 @@ def _make_update(setup: Setup, initial: model.Params, optimizer, folder: str):
   return update
 
 
-def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int,
-             ) -> tuple[Rollout, Rollout]:
+def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int) -> tuple[Rollout, Rollout]:
   """Rollouts of update `number`, cropped to the narrowest bucket: on the devices, on the host."""
   config = setup.rollout
   rollout = decode.generate(
-      setup.spec, params, prompts, config.sampling, eos_ids=setup.tokenizer.eos_ids,
-      per_question=config.per_question, seed=setup.seed, step=number,
-      loss_temperature=setup.objective.student_temperature, valid_vocab=setup.tokenizer.vocab_size)
+    setup.spec,
+    params,
+    prompts,
+    config.sampling,
+    eos_ids=setup.tokenizer.eos_ids,
+    per_question=config.per_question,
+    seed=setup.seed,
+    step=number,
+    loss_temperature=setup.objective.student_temperature,
+    valid_vocab=setup.tokenizer.vocab_size,
+  )
   sampled = meshes.host(rollout)
   width = bucket(int(sampled.length.max()), config.buckets, config.sampling.max_tokens)
   return rollout.cropped(width), sampled.cropped(width)
@@ -101,21 +130,36 @@ def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[
   tokens = max(int(report.tokens), 1)
   metrics |= {name: float(total / tokens) for name, total in report.sums.items()}
   metrics |= {
-      'accuracy': float(graded.correct.mean()), 'answered': float(graded.answered.mean()),
-      'length_mean': float(sampled.length.mean()), 'length_min': int(sampled.length.min()),
-      'length_max': int(sampled.length.max()), 'eos_rate': float(sampled.stopped.mean()),
-      'truncation_rate': float(1 - sampled.stopped.mean()), 'tokens': int(report.tokens)}
+    'accuracy': float(graded.correct.mean()),
+    'answered': float(graded.answered.mean()),
+    'length_mean': float(sampled.length.mean()),
+    'length_min': int(sampled.length.min()),
+    'length_max': int(sampled.length.max()),
+    'eos_rate': float(sampled.stopped.mean()),
+    'truncation_rate': float(1 - sampled.stopped.mean()),
+    'tokens': int(report.tokens),
+  }
   return metrics
 
 
-def validation_accuracy(setup: Setup, weights: state.TrainState) -> float:
-  """Share of sampled answers to the validation problems that are right."""
+def validation_accuracy(setup: Setup, weights: state.TrainState) -> tuple[float, ledger.Ledger]:
+  """Share of sampled answers to the validation problems that are right, and what asking took."""
   config = setup.evaluate
   verdicts = accuracies.answer_problems(
-      setup.spec, weights.params, setup.mesh, setup.splits.validation, 'student', setup.views,
-      setup.tokenizer, config.sampling, samples=config.validation_samples, batch=config.batch,
-      seed=config.seed)
-  return float(verdicts.correct.mean())
+    setup.spec,
+    weights.params,
+    setup.mesh,
+    setup.splits.validation,
+    'student',
+    setup.views,
+    setup.tokenizer,
+    config.sampling,
+    samples=config.validation_samples,
+    batch=config.batch,
+    seed=config.seed,
+  )
+  spent = ledger.rollout_entry(setup.spec, verdicts.prompt_length, verdicts.length.ravel())
+  return float(verdicts.correct.mean()), spent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,20 +175,35 @@ class ShownRollout:
   correct: bool
 
 
-def show_rollouts(setup: Setup, folder: str, number: int, problems: list[Problem], sampled: Rollout,
-                  graded: Graded, token_loss: np.ndarray) -> None:
+def show_rollouts(
+  setup: Setup,
+  folder: str,
+  number: int,
+  problems: list[Problem],
+  sampled: Rollout,
+  graded: Graded,
+  token_loss: np.ndarray,
+) -> None:
   """Writes the first rollouts of an update to `rollouts/<update>.json`."""
   if jax.process_index() != 0:
     return
   shown = []
   for row in range(min(_SHOWN, len(sampled.length))):
     problem, length = problems[row // setup.rollout.per_question], int(sampled.length[row])
-    shown.append(ShownRollout(
-        problem=problem.problem, student_prompt=views.student_prompt(setup.views, problem),
+    shown.append(
+      ShownRollout(
+        problem=problem.problem,
+        student_prompt=views.student_prompt(setup.views, problem),
         teacher_prompt=views.teacher_prompts(setup.views, problem)[0],
         tokens=[setup.tokenizer.token_text(i) for i in sampled.ids[row, :length].tolist()],
-        loss=[round(float(x), 5) for x in token_loss[row, :length]], answer=problem.answer,
-        correct=bool(graded.correct[row])))
+        loss=[round(float(x), 5) for x in token_loss[row, :length]],
+        answer=problem.answer,
+        correct=bool(graded.correct[row]),
+      )
+    )
   os.makedirs(os.path.join(folder, 'rollouts'), exist_ok=True)
-  files.write_json(os.path.join(folder, 'rollouts', f'{number:06d}.json'),
-                   [dataclasses.asdict(s) for s in shown], indent=None)
+  files.write_json(
+    os.path.join(folder, 'rollouts', f'{number:06d}.json'),
+    [dataclasses.asdict(s) for s in shown],
+    indent=None,
+  )

@@ -47,19 +47,28 @@ def _read_flops(spec: ModelSpec, prompts: np.ndarray, completions: np.ndarray) -
 def rollout_entry(spec: ModelSpec, prompt_length: np.ndarray, length: np.ndarray) -> Ledger:
   """Sampling completions of `length` [B] after prompts of `prompt_length` [Q]."""
   completions = np.asarray(length).reshape(len(prompt_length), -1)
-  return Ledger(sampled=int(completions.sum()), prompt_sampler=int(prompt_length.sum()),
-                flops=_read_flops(spec, np.asarray(prompt_length), completions))
+  return Ledger(
+    sampled=int(completions.sum()),
+    prompt_sampler=int(prompt_length.sum()),
+    flops=_read_flops(spec, np.asarray(prompt_length), completions),
+  )
 
 
 def student_entry(spec: ModelSpec, prompt_length: np.ndarray, length: np.ndarray) -> Ledger:
   """Training on the completions."""
   completions = np.asarray(length).reshape(len(prompt_length), -1)
-  return Ledger(scored_student=int(completions.sum()), prompt_student=int(prompt_length.sum()),
-                flops=_BACKWARD * _read_flops(spec, np.asarray(prompt_length), completions))
+  return Ledger(
+    scored_student=int(completions.sum()),
+    prompt_student=int(prompt_length.sum()),
+    flops=_BACKWARD * _read_flops(spec, np.asarray(prompt_length), completions),
+  )
 
 
 def teacher_entry(spec: ModelSpec, prompt_length: np.ndarray, length: np.ndarray) -> Ledger:
   """Scoring the completions under one teacher view."""
   completions = np.asarray(length).reshape(len(prompt_length), -1)
-  return Ledger(scored_teacher=int(completions.sum()), prompt_teacher=int(prompt_length.sum()),
-                flops=_read_flops(spec, np.asarray(prompt_length), completions))
+  return Ledger(
+    scored_teacher=int(completions.sum()),
+    prompt_teacher=int(prompt_length.sum()),
+    flops=_read_flops(spec, np.asarray(prompt_length), completions),
+  )

@@ -7,6 +7,7 @@ to do with updates that are not finite.
 import dataclasses
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import jax
 
 from opsd_jax import files
 from opsd_jax.checkpoint.store import Store, open_store
-from opsd_jax.train import state as states
+from opsd_jax.models.model import Params
 from opsd_jax.train.config import Budget
 from opsd_jax.train.ledger import Ledger
 from opsd_jax.train.progress import progress
@@ -57,18 +58,20 @@ class Progress:
   skipped: int = 0
   bad_in_a_row: int = 0
   ledger: Ledger = Ledger()
+  validation: Ledger = Ledger()
 
   @classmethod
   def from_json(cls, saved: dict[str, Any]) -> 'Progress':
     """Reads what `dataclasses.asdict` wrote."""
-    return cls(**(saved | {'ledger': Ledger(**saved['ledger'])}))
+    ledgers = {name: Ledger(**saved[name]) for name in ('ledger', 'validation')}
+    return cls(**(saved | ledgers))
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-  """A run that spent its budget."""
+  """A run that spent its budget. Its optimiser is not kept."""
 
-  state: TrainState
+  params: Params
   progress: Progress
 
 
@@ -80,20 +83,26 @@ class Work:
     label: shown in front of the progress.
     folder: holds `metrics.jsonl` and `checkpoints/`.
     budget: when it is done.
+    start: makes the state before the first update; called only where there is no checkpoint.
+    layout: shapes and shardings of that state.
     update: `(state, number of updates done) -> (state, outcome)`.
-    validate: `(state) -> accuracy on validation problems`, or None.
-    validate_every: updates between two of those.
+    validate: `(state) -> (accuracy on validation problems, what asking them took)`, or None.
+    validate_every: updates between two of those; 0 for never.
+    optimizer_settings: where its optimiser is set, for advice.
   """
 
   label: str
   folder: str
   budget: Budget
+  start: Callable[[], TrainState]
+  layout: TrainState
   update: Callable[[TrainState, int], tuple[TrainState, Outcome]]
-  validate: Callable[[TrainState], float] | None = None
+  validate: Callable[[TrainState], tuple[float, Ledger]] | None = None
   validate_every: int = 0
+  optimizer_settings: str = 'optimizer'
 
 
-def run(work: Work, fresh: TrainState, setup: Setup) -> Finished:
+def run(work: Work, setup: Setup) -> Finished:
   """Trains until the budget is spent, from the newest checkpoint in the folder if there is one.
 
   Raises:
@@ -101,25 +110,35 @@ def run(work: Work, fresh: TrainState, setup: Setup) -> Finished:
     CheckpointError: a checkpoint could not be written; the ones before it are whole.
   """
   with open_store(os.path.join(work.folder, 'checkpoints'), setup.checkpoint) as store:
-    state, done = _restore(store, fresh)
-    with (open_recorder(work.folder, setup.metrics, done.updates or None) as recorder,
-          progress(work.label, setup.metrics.progress, min(_fraction(work, done), 1)) as show):
+    state, done = _restore(store, work)
+    _say_if_done(work, done, setup)
+    began = time.monotonic() - done.seconds
+    with (
+      open_recorder(work.folder, setup.metrics, done.updates or None) as recorder,
+      progress(work.label, setup.metrics.progress, min(_fraction(work, done), 1)) as show,
+    ):
       while _fraction(work, done) < 1:
-        began = time.monotonic()
         state, outcome = work.update(state, done.updates)
         done = _count(done, outcome)
-        accuracy = _validate(work, state, done)
-        done = dataclasses.replace(done, seconds=done.seconds + time.monotonic() - began)
+        accuracy, done = _validate(work, state, done)
+        done = dataclasses.replace(done, seconds=time.monotonic() - began)
         _record(recorder, show, work, outcome, done, accuracy)
         _stop_if_bad(work, done, outcome, setup.loop.max_bad_updates)
-        if done.updates % setup.checkpoint.every == 0 or _fraction(work, done) >= 1:
-          store.save(done.updates, state, dataclasses.asdict(done), accuracy)
-    return Finished(state, done)
+        if _save_due(work, done, accuracy, setup.checkpoint.every):
+          host = {'progress': dataclasses.asdict(done), 'config': setup.resolved}
+          store.save(done.updates, state, host, accuracy)
+  return Finished(state.params, done)
 
 
-def _restore(store: Store, fresh: TrainState) -> tuple[TrainState, Progress]:
-  found = store.restore(states.abstract(fresh))
-  return (fresh, Progress()) if found is None else (found[1], Progress.from_json(found[2]))
+def _restore(store: Store, work: Work) -> tuple[TrainState, Progress]:
+  found = store.restore(work.layout)
+  return (work.start(), Progress()) if found is None else (found[1], Progress.from_json(found[2]['progress']))
+
+
+def _say_if_done(work: Work, done: Progress, setup: Setup) -> None:
+  """A call that finds nothing left to do says so."""
+  if _fraction(work, done) >= 1 and setup.metrics.progress != 'none' and jax.process_index() == 0:
+    print(f'[{work.label}] already done: {done.updates} updates', file=sys.stderr)
 
 
 def _fraction(work: Work, done: Progress) -> float:
@@ -127,24 +146,44 @@ def _fraction(work: Work, done: Progress) -> float:
   return work.budget.fraction(done.updates, tokens, done.seconds)
 
 
+def _save_due(work: Work, done: Progress, accuracy: float | None, every: int) -> bool:
+  """At intervals, at the end, and wherever there is a score to be the best by."""
+  return done.updates % every == 0 or accuracy is not None or _fraction(work, done) >= 1
+
+
 def _count(done: Progress, outcome: Outcome) -> Progress:
   return dataclasses.replace(
-      done, updates=done.updates + 1, ledger=done.ledger + outcome.spent,
-      skipped=done.skipped + (not outcome.stepped),
-      bad_in_a_row=0 if outcome.stepped else done.bad_in_a_row + 1)
+    done,
+    updates=done.updates + 1,
+    ledger=done.ledger + outcome.spent,
+    skipped=done.skipped + (not outcome.stepped),
+    bad_in_a_row=0 if outcome.stepped else done.bad_in_a_row + 1,
+  )
 
 
-def _validate(work: Work, state: TrainState, done: Progress) -> float | None:
-  if work.validate is None or not work.validate_every or done.updates % work.validate_every:
-    return None
-  return work.validate(state)
+def _validate(work: Work, state: TrainState, done: Progress) -> tuple[float | None, Progress]:
+  due = work.validate is not None and work.validate_every and done.updates % work.validate_every == 0
+  if not due:
+    return None, done
+  accuracy, spent = work.validate(state)
+  return accuracy, dataclasses.replace(done, validation=done.validation + spent)
 
 
-def _record(recorder: Recorder, show: Callable[..., None], work: Work, outcome: Outcome,
-            done: Progress, accuracy: float | None) -> None:
+def _record(
+  recorder: Recorder,
+  show: Callable[..., None],
+  work: Work,
+  outcome: Outcome,
+  done: Progress,
+  accuracy: float | None,
+) -> None:
   metrics = dict(outcome.metrics)
   metrics |= {f'total/{k}': v for k, v in dataclasses.asdict(done.ledger).items()}
   metrics |= {'total/skipped_updates': done.skipped}
+  metrics |= {
+    'total/validation_sampled': done.validation.sampled,
+    'total/validation_flops': done.validation.flops,
+  }
   if accuracy is not None:
     metrics['validation_accuracy'] = accuracy
   tokens = outcome.spent.sampled or outcome.spent.scored_student
@@ -166,15 +205,23 @@ def _stop_if_bad(work: Work, done: Progress, outcome: Outcome, limit: int) -> No
     return
   names = [k for k, v in outcome.metrics.items() if not math.isfinite(v)]
   report = {
-      'update': done.updates, 'bad_updates_in_a_row': done.bad_in_a_row,
-      'skipped_in_total': done.skipped, 'not_finite': names,
-      'metrics': {k: repr(v) for k, v in outcome.metrics.items()},
-      'try': ['a lower optimizer.learning_rate', 'optimizer.clip_norm=1.0', 'model.dtype=float32',
-              'objective.entry_clip_max or objective.token_clip']}
+    'update': done.updates,
+    'bad_updates_in_a_row': done.bad_in_a_row,
+    'skipped_in_total': done.skipped,
+    'not_finite': names,
+    'metrics': {k: repr(v) for k, v in outcome.metrics.items()},
+    'try': [
+      f'a lower {work.optimizer_settings}.learning_rate',
+      f'{work.optimizer_settings}.clip_norm=1.0',
+      'model.dtype=float32',
+      'objective.entry_clip_max or objective.token_clip',
+    ],
+  }
   path = os.path.join(work.folder, 'failure.json')
   if jax.process_index() == 0:
     files.write_json(path, report)
   raise TrainingStopped(
-      f'[{work.label}] {done.bad_in_a_row} updates in a row were not finite (the last is update '
-      f'{done.updates}; not finite: {", ".join(names)}). The weights are those of the last finite '
-      f'update. Try {", ".join(report["try"][:2])}. Details: {path}.')
+    f'[{work.label}] {done.bad_in_a_row} updates in a row were not finite (the last is update '
+    f'{done.updates}; not finite: {", ".join(names)}). The weights are those of the last finite '
+    f'update. Try {", ".join(report["try"][:2])}. Details: {path}.'
+  )

@@ -30,23 +30,26 @@ def progress(label: str, mode: str = 'auto', start: float = 0.0) -> Iterator[Sho
     yield lambda *args, **kwargs: None
     return
   bar = mode == 'bar' or (mode == 'auto' and sys.stderr.isatty())
-  with (_bar(label, start) if bar else _lines(label, start)) as show:
+  with _bar(label, start) if bar else _lines(label, start) as show:
     yield show
 
 
 @contextlib.contextmanager
 def _bar(label: str, start: float) -> Iterator[Show]:
   import tqdm  # Only a terminal needs it.
+
   began = time.monotonic()
   known, unknown = '{desc} {bar} {percentage:3.0f}%{postfix}', '{desc}{postfix}'
   with tqdm.tqdm(total=1.0, initial=start, desc=label, bar_format=known, dynamic_ncols=True) as bar:
 
-    def show(done: float | None, values: Mapping[str, float],
-             tokens_per_second: float | None = None, count: str = '') -> None:
+    def show(
+      done: float | None, values: Mapping[str, float], tokens_per_second: float | None = None, count: str = ''
+    ) -> None:
       bar.bar_format = unknown if done is None else known
       bar.n = bar.n if done is None else min(done, 1.0)
       words = _words(values, tokens_per_second, seconds_left(done, start, time.monotonic() - began))
       bar.set_postfix_str('  '.join(filter(None, [count, *words])))
+
     yield show
 
 
@@ -54,8 +57,9 @@ def _bar(label: str, start: float) -> Iterator[Show]:
 def _lines(label: str, start: float) -> Iterator[Show]:
   began, printed, pending = time.monotonic(), -LINE_SECONDS, ''
 
-  def show(done: float | None, values: Mapping[str, float],
-           tokens_per_second: float | None = None, count: str = '') -> None:
+  def show(
+    done: float | None, values: Mapping[str, float], tokens_per_second: float | None = None, count: str = ''
+  ) -> None:
     nonlocal printed, pending
     elapsed = time.monotonic() - began
     position = count or ('' if done is None else f'{done:.0%}')
@@ -85,8 +89,7 @@ def seconds_left(done: float | None, start: float, elapsed: float) -> float | No
   return max(1.0 - done, 0.0) * elapsed / (done - start)
 
 
-def _words(values: Mapping[str, float], tokens_per_second: float | None,
-           left: float | None) -> list[str]:
+def _words(values: Mapping[str, float], tokens_per_second: float | None, left: float | None) -> list[str]:
   words = [f'{name} {value:.4g}' for name, value in values.items()]
   words += [] if tokens_per_second is None else [f'{tokens_per_second:,.0f} tokens/s']
   return words + ([] if left is None else [f'{clock(left)} left'])

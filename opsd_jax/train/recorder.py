@@ -56,8 +56,7 @@ class Recorder:
     self._logs = logs
     self._stack = stack
 
-  def write(self, step: int, metrics: Mapping[str, Any],
-            time: Mapping[str, Any] | None = None) -> None:
+  def write(self, step: int, metrics: Mapping[str, Any], time: Mapping[str, Any] | None = None) -> None:
     """Records one line.
 
     Args:
@@ -88,8 +87,9 @@ class Recorder:
     self.close()
 
 
-def open_recorder(folder: str | os.PathLike, cfg: MetricsConfig = MetricsConfig(),
-                  resume_step: int | None = None) -> Recorder:
+def open_recorder(
+  folder: str | os.PathLike, cfg: MetricsConfig = MetricsConfig(), resume_step: int | None = None
+) -> Recorder:
   """Opens the metrics of a run.
 
   Args:
@@ -116,8 +116,7 @@ def open_recorder(folder: str | os.PathLike, cfg: MetricsConfig = MetricsConfig(
   return Recorder(logs, stack)
 
 
-def _open_lines(folder: str, cfg: MetricsConfig, resume_step: int | None,
-                stack: contextlib.ExitStack) -> Log:
+def _open_lines(folder: str, cfg: MetricsConfig, resume_step: int | None, stack: contextlib.ExitStack) -> Log:
   del cfg
   path = os.path.join(folder, FILENAME)
   if os.path.exists(path):
@@ -128,6 +127,7 @@ def _open_lines(folder: str, cfg: MetricsConfig, resume_step: int | None,
     del step
     file.write(jsonlines.dumps(line) + '\n')
     file.flush()  # A killed run must not lose lines.
+
   return log
 
 
@@ -137,37 +137,46 @@ def _truncate(path: str, last_step: int) -> None:
   files.write_text(path, ''.join(jsonlines.dumps(row) + '\n' for row in kept))
 
 
-def _open_tensorboard(folder: str, cfg: MetricsConfig, resume_step: int | None,
-                      stack: contextlib.ExitStack) -> Log:
+def _open_tensorboard(
+  folder: str, cfg: MetricsConfig, resume_step: int | None, stack: contextlib.ExitStack
+) -> Log:
   del cfg
   import tensorboardX  # Slow to import; only the process that writes pays.
+
   # purge_step hides what an earlier attempt wrote from that step on.
-  writer = tensorboardX.SummaryWriter(os.path.join(folder, 'tensorboard'),
-                                      purge_step=0 if resume_step is None else resume_step + 1)
+  writer = tensorboardX.SummaryWriter(
+    os.path.join(folder, 'tensorboard'), purge_step=0 if resume_step is None else resume_step + 1
+  )
   stack.callback(writer.close)
 
   def log(step: int, line: dict[str, float]) -> None:
     for name, value in _scalars(line).items():
       writer.add_scalar(name, value, step)
+
   return log
 
 
-def _open_wandb(folder: str, cfg: MetricsConfig, resume_step: int | None,
-                stack: contextlib.ExitStack) -> Log:
+def _open_wandb(folder: str, cfg: MetricsConfig, resume_step: int | None, stack: contextlib.ExitStack) -> Log:
   wandb = _imported('wandb', cfg.wandb)
   # One id a folder, so that a continued run goes on in the same plot.
-  run = wandb.init(project=cfg.wandb, name=os.path.basename(folder), dir=folder,
-                   id=hashlib.sha256(folder.encode()).hexdigest()[:16],
-                   resume=None if resume_step is None else 'allow')
+  run = wandb.init(
+    project=cfg.wandb,
+    name=os.path.basename(folder),
+    dir=folder,
+    id=hashlib.sha256(folder.encode()).hexdigest()[:16],
+    resume=None if resume_step is None else 'allow',
+  )
   stack.callback(run.finish)
   return lambda step, line: run.log(_scalars(line), step=step)
 
 
-def _open_trackio(folder: str, cfg: MetricsConfig, resume_step: int | None,
-                  stack: contextlib.ExitStack) -> Log:
+def _open_trackio(
+  folder: str, cfg: MetricsConfig, resume_step: int | None, stack: contextlib.ExitStack
+) -> Log:
   trackio = _imported('trackio', cfg.trackio)
-  trackio.init(project=cfg.trackio, name=os.path.basename(folder),
-               resume='never' if resume_step is None else 'allow')
+  trackio.init(
+    project=cfg.trackio, name=os.path.basename(folder), resume='never' if resume_step is None else 'allow'
+  )
   stack.callback(trackio.finish)
   return lambda step, line: trackio.log(_scalars(line), step=step)
 
@@ -176,8 +185,10 @@ def _imported(package: str, project: str) -> types.ModuleType:
   try:
     return importlib.import_module(package)
   except ImportError as error:
-    raise ConfigError(f'metrics.{package} is {project!r}, but {package} is not installed: '
-                      f'run `pip install {package}`, or use metrics.{package}=none.') from error
+    raise ConfigError(
+      f'metrics.{package} is {project!r}, but {package} is not installed: '
+      f'run `pip install {package}`, or use metrics.{package}=none.'
+    ) from error
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,5 +199,4 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
   """A line flattened for a tracker: numbers only, wall-clock figures as `time/...`."""
   flat = dict(line) | {f'time/{name}': value for name, value in line.get('time', {}).items()}
-  return {name: value for name, value in flat.items()
-          if name != 'step' and isinstance(value, (int, float))}
+  return {name: value for name, value in flat.items() if name != 'step' and isinstance(value, (int, float))}

@@ -1,6 +1,8 @@
 """What one run works with: the configs of the rooms and the objects made of them, once."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -17,8 +19,9 @@ from opsd_jax.train.recorder import MetricsConfig
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """The workbench of a run."""
+  """The workbench of a run. `resolved` is the whole config as plain values, kept in each checkpoint."""
 
+  resolved: Mapping[str, Any]
   seed: int
   spec: ModelSpec
   mesh: jax.sharding.Mesh

@@ -1,5 +1,6 @@
 """What an optimiser step changes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from opsd_jax import mesh as meshes
 from opsd_jax.distill import teachers
 from opsd_jax.distill.config import TeacherConfig
 from opsd_jax.models.model import Params
@@ -25,42 +27,83 @@ class TrainState:
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """Global-norm clipping, then AdamW under the schedule. Moments are float32 like the weights."""
   clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-  return optax.chain(clip, optax.adamw(schedule(config), config.beta1, config.beta2, config.epsilon,
-                                       weight_decay=config.weight_decay))
+  return optax.chain(
+    clip,
+    optax.adamw(
+      schedule(config), config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay
+    ),
+  )
 
 
 def schedule(config: OptimizerConfig) -> optax.Schedule:
-  """Learning rate as a function of the number of steps taken."""
+  """Learning rate as a function of the number of steps taken; the first step of a warm-up is not 0."""
   peak, warm = config.learning_rate, config.warmup_updates
   rest = {
-      'constant': lambda: optax.constant_schedule(peak),
-      'linear': lambda: optax.linear_schedule(peak, 0.0, config.decay_updates - warm),
-      'cosine': lambda: optax.cosine_decay_schedule(peak, config.decay_updates - warm),
+    'constant': lambda: optax.constant_schedule(peak),
+    'linear': lambda: optax.linear_schedule(peak, 0.0, config.decay_updates - warm),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, config.decay_updates - warm),
   }[config.schedule]()
-  return optax.join_schedules([optax.linear_schedule(0.0, peak, warm), rest], [warm]) if warm else rest
+  return optax.join_schedules([lambda count: peak * (count + 1) / warm, rest], [warm]) if warm else rest
+
+
+def describe(params: Params, optimizer: optax.GradientTransformation, teacher: TeacherConfig) -> TrainState:
+  """Shapes and shardings of a state: what is made, and what a checkpoint is restored into.
+
+  Moments and averages live where their parameters do; without being told, they would be born whole on
+  every device.
+
+  Args:
+    params: arrays, or `jax.ShapeDtypeStruct`s with shardings.
+    optimizer: of the run.
+    teacher: of the run.
+  """
+  shapes = jax.eval_shape(_build(optimizer, teacher), params)
+  where = jax.tree.map(lambda p: p.sharding, params)
+  scalar = _everywhere(jax.tree.leaves(where)[0])
+  moments = optax.tree_map_params(
+    optimizer, lambda _, s: s, shapes.optimizer, where, transform_non_params=lambda _: scalar
+  )
+  shardings = TrainState(where, moments, where if shapes.teacher is not None else None)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def create(params: Params, optimizer: optax.GradientTransformation, teacher: TeacherConfig) -> TrainState:
   """The state before the first step. `params` are copied: steps donate what they are given."""
-  build = jax.jit(lambda p: TrainState(jax.tree.map(jnp.copy, p), optimizer.init(p), teachers.init(teacher, p)))
-  return build(params)
+  return jax.jit(_build(optimizer, teacher), out_shardings=shardings(describe(params, optimizer, teacher)))(
+    params
+  )
 
 
-def abstract(state: TrainState) -> TrainState:
-  """Shapes and shardings of a state: what a checkpoint is restored into."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+def shardings(state: TrainState) -> TrainState:
+  """Where each array of a state, or of its description, lives."""
+  return jax.tree.map(lambda x: x.sharding, state)
 
 
-def step(state: TrainState, grads: Params, loss: jax.Array, optimizer: optax.GradientTransformation,
-         teacher: TeacherConfig) -> tuple[TrainState, jax.Array, jax.Array]:
-  """One optimiser step, or none where the loss or the gradient is not finite.
+def _build(optimizer: optax.GradientTransformation, teacher: TeacherConfig) -> Callable[[Params], TrainState]:
+  return lambda p: TrainState(jax.tree.map(jnp.copy, p), optimizer.init(p), teachers.init(teacher, p))
+
+
+def _everywhere(like: jax.sharding.Sharding) -> jax.sharding.Sharding:
+  """The layout of a scalar beside arrays that live like `like`."""
+  return meshes.replicated(like.mesh) if isinstance(like, jax.sharding.NamedSharding) else like
+
+
+def step(
+  state: TrainState,
+  grads: Params,
+  loss: jax.Array,
+  optimizer: optax.GradientTransformation,
+  teacher: TeacherConfig,
+) -> tuple[TrainState, jax.Array, jax.Array]:
+  """One optimiser step, or none where the loss, the gradient or the step is not finite.
 
   Returns:
     The new state, the gradient's global norm before clipping, and whether the step was taken.
   """
   norm = optax.global_norm(grads)
-  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, moments = optimizer.update(grads, state.optimizer, state.params)
+  # A finite gradient can still make a step that overflows; its weights must not count as good ones.
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
   params = optax.apply_updates(state.params, updates)
   stepped = TrainState(params, moments, teachers.update(teacher, state.teacher, params))
   return jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), norm, finite

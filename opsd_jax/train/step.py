@@ -81,13 +81,21 @@ def accumulate(loss_fn: Callable[..., Any], params: model.Params, parts: Any):
   return jax.lax.scan(body, (loss, sums, grads), parts)
 
 
-def make_distill_step(spec: ModelSpec, config: ObjectiveConfig, teacher: TeacherConfig,
-                      optimizer: optax.GradientTransformation, *, valid_vocab: int,
-                      micro_batches: int = 1) -> Callable[..., tuple[TrainState, StepReport]]:
+def make_distill_step(
+  spec: ModelSpec,
+  config: ObjectiveConfig,
+  teacher: TeacherConfig,
+  optimizer: optax.GradientTransformation,
+  *,
+  valid_vocab: int,
+  micro_batches: int = 1,
+  layout: TrainState | None = None,
+) -> Callable[..., tuple[TrainState, StepReport]]:
   """Compiles `(state, prompts, rollout, scores, frozen_head) -> (state, report)`.
 
   The state is donated, so the head of an EMA or live teacher is taken from it inside the program;
-  `frozen_head` is [V, D] for a frozen teacher, else None.
+  `frozen_head` is [V, D] for a frozen teacher, else None. `layout` holds the state's shardings, which
+  the new state keeps; None leaves them to the compiler. There must be one teacher view.
   """
 
   def loss_fn(teacher_head, params, part):
@@ -100,38 +108,63 @@ def make_distill_step(spec: ModelSpec, config: ObjectiveConfig, teacher: Teacher
     sums = objective.statistics(loss, out, mask, rollout.raw_logp, config.token_clip)
     return jnp.sum(weights * loss), (jax.lax.stop_gradient(sums), jax.lax.stop_gradient(loss))
 
-  @functools.partial(jax.jit, donate_argnums=0)
   def update(state: TrainState, prompts: Prompts, rollout: Rollout, scores: TeacherScores, frozen_head):
+    if scores.hidden.shape[0] != 1:
+      raise ValueError(
+        f'the objective compares with 1 teacher view, but {scores.hidden.shape[0]} were scored.'
+      )
     questions = prompts.ids.shape[0]
     weights = objective.token_weights(rollout.length, rollout.ids.shape[1], config.reduction)
     batch = (prompts, rollout, weights, scores.hidden[0])
     parts = split(batch, micro_batches, questions)
     teacher_head = model.head(spec, state.teacher) if teacher.kind == 'ema' else frozen_head
+    if teacher_head is not None:
+      teacher_head = constrain(teacher_head, 'vocab', None)
     (loss, sums, grads), rows = accumulate(functools.partial(loss_fn, teacher_head), state.params, parts)
     state, norm, stepped = states.step(state, grads, loss, optimizer, teacher)
     return state, StepReport(loss, norm, stepped, sums, jnp.sum(rollout.length), join(rows, questions))
 
-  return update
+  return _compile(update, layout)
 
 
-def make_supervised_step(spec: ModelSpec, optimizer: optax.GradientTransformation, *, valid_vocab: int,
-                         chunk_tokens: int = 1024) -> Callable[..., tuple[TrainState, StepReport]]:
-  """Compiles `(state, prompts, ids [B, T], length [B]) -> (state, report)`: cross-entropy of completions."""
+def _compile(update: Callable[..., Any], layout: TrainState | None) -> Callable[..., Any]:
+  """The update as one program that reuses the memory of the state it is given."""
+  if layout is None:
+    return jax.jit(update, donate_argnums=0)
+  return jax.jit(update, donate_argnums=0, out_shardings=(layout, None))
+
+
+def make_supervised_step(
+  spec: ModelSpec,
+  optimizer: optax.GradientTransformation,
+  *,
+  valid_vocab: int,
+  chunk_tokens: int = 1024,
+  layout: TrainState | None = None,
+) -> Callable[..., tuple[TrainState, StepReport]]:
+  """Compiles `(state, prompts, ids [B, T], length [B]) -> (state, report)`: cross-entropy of completions.
+
+  `layout` is as for `make_distill_step`.
+  """
 
   def loss_fn(params, prompts, ids, mask):
     hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, ids)
-    out = linear_logprob(hidden, constrain(model.head(spec, params), 'vocab', None), ids,
-                         valid_vocab=valid_vocab, chunk_tokens=chunk_tokens)
+    out = linear_logprob(
+      hidden,
+      constrain(model.head(spec, params), 'vocab', None),
+      ids,
+      valid_vocab=valid_vocab,
+      chunk_tokens=chunk_tokens,
+    )
     count = jnp.maximum(jnp.sum(mask), 1)
     sums = {'token_loss': -out.logp, 'student_entropy': out.entropy, 'greedy_hit': out.correct}
     sums = {k: jnp.sum(jnp.where(mask, v, 0.0)) for k, v in sums.items()}
     return sums['token_loss'] / count, jax.lax.stop_gradient(sums)
 
-  @functools.partial(jax.jit, donate_argnums=0)
   def update(state: TrainState, prompts: Prompts, ids: jax.Array, length: jax.Array):
     mask = length_mask(length, ids.shape[1])
     (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, prompts, ids, mask)
     state, norm, stepped = states.step(state, grads, loss, optimizer, TeacherConfig())
     return state, StepReport(loss, norm, stepped, sums, jnp.sum(length), None)
 
-  return update
+  return _compile(update, layout)

@@ -322,27 +322,30 @@ def test_new_prompts_do_not_recompile():
 
 @functools.cache
 def on_the_cube():
-  """The compiled sampler on eight devices and its rollout of the usual prompts."""
+  """The sampler on eight devices: the program as written, as compiled, and its usual rollout."""
   mesh = cube()
   born = model.abstract_params(SPEC, mesh)
   params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), make_params(SPEC), born)
   with jax.set_mesh(mesh):
     prompts = decode.place_prompts(mesh, make_prompts())
     numbers = (jnp.uint32(0), jnp.uint32(0), jnp.float32(1))
-    compiled = decode._generate.lower(SPEC, params, prompts, jnp.full(8, 6), *numbers, CONFIG,
-                                      (EOS,), 2, VALID).compile()
-    return compiled, compiled(params, prompts, jnp.full(8, 6), *numbers)
+    lowered = decode._generate.lower(SPEC, params, prompts, jnp.full(8, 6), *numbers, CONFIG,
+                                     (EOS,), 2, VALID)
+    compiled = lowered.compile()
+    rollout = compiled(params, prompts, jnp.full(8, 6), *numbers)
+    return lowered.as_text(), compiled.as_text(), jax.tree.map(np.asarray, rollout)
 
 
 def test_eight_devices_draw_the_same_tokens():
-  assert_close(jax.tree.map(np.asarray, on_the_cube()[1]), whole_rollout())
+  assert_close(on_the_cube()[-1], whole_rollout())
 
 
 def test_the_cache_is_sharded_on_eight_devices():
-  compiled, _ = on_the_cube()
+  written, compiled, _ = on_the_cube()
   # [layers, rows, tokens, key/value heads, width]: rows over four devices, heads over two.
-  assert 'f32[2,2,6,1,4]' in compiled.as_text()
-  assert 'f32[2,8,6,2,4]' not in compiled.as_text()
+  layout = '<@mesh, [{}, {"data", "fsdp"}, {}, {"tensor"}, {}]> : tensor<2x8x6x2x4xf32>'
+  assert written.count(layout) == 2  # keys and values
+  assert 'f32[2,2,6,1,4]' in compiled and 'f32[2,8,6,2,4]' not in compiled
 
 
 # Widths an update may be compiled for.
