@@ -33,9 +33,9 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
     runs = {'cold_start': cold_start.run(setup, os.path.join(workdir, 'cold_start'))}
     base = runs['cold_start'].params
     runs['opsd'] = distill.run(setup, workdir, base)
-    tokens = runs['opsd'].progress.ledger.sampled
+    done = runs['opsd'].progress
     for control in experiment.controls:
-      changed = build(with_control(experiment, control, tokens), setup.mesh)
+      changed = build(with_control(experiment, control, done.ledger.sampled, done.updates), setup.mesh)
       folder = os.path.join(workdir, 'controls', control.name)
       runs[control.name] = distill.run(changed, folder, base, label=control.name)
     evaluated = _evaluate_all(setup, runs, os.path.join(workdir, 'evaluation'))

@@ -1,8 +1,10 @@
 """An experiment: the rooms' configs composed, cross-checked, and turned into a run's workbench."""
 
+import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 import jax
 
@@ -141,7 +143,9 @@ def _validate_controls(experiment: Experiment) -> None:
         f'control {control.name!r} changes {setting.split("=")[0]!r}, which it shares with the main run; it '
         f'may change {", ".join(CONTROLLABLE)}.',
       )
-    validate(with_control(experiment, control))
+    changed = with_control(experiment, control)
+    with _named(control):
+      validate(changed)
 
 
 def _validate_text(experiment: Experiment) -> int:
@@ -157,20 +161,29 @@ def _validate_text(experiment: Experiment) -> int:
   return size
 
 
-def with_control(experiment: Experiment, control: Control, tokens: int | None = None) -> Experiment:
+def with_control(
+  experiment: Experiment, control: Control, tokens: int | None = None, updates: int | None = None
+) -> Experiment:
   """The experiment of a control; with `tokens`, its budget is that many sampled tokens.
 
-  Rollouts may shrink under a control; it stops in any case after three times the main run's updates.
+  Rollouts may shrink under a control; it stops in any case after three times `updates`, the main run's.
   """
-  try:
+  with _named(control):
     changed = configs.override(experiment, control.overrides)
-  except ConfigError as error:
-    raise ConfigError(f'control {control.name!r}: {error}') from error
   changed = dataclasses.replace(changed, controls=())
   if tokens is None:
     return changed
-  cap = 3 * experiment.loop.updates
+  cap = 'none' if updates is None else 3 * updates
   return configs.override(changed, [f'loop.budget=tokens:{tokens}', f'loop.max_updates={cap}'])
+
+
+@contextlib.contextmanager
+def _named(control: Control) -> Iterator[None]:
+  """Errors inside name the control."""
+  try:
+    yield
+  except ConfigError as error:
+    raise ConfigError(f'control {control.name!r}: {error}') from error
 
 
 def build(experiment: Experiment, mesh: jax.sharding.Mesh | None = None) -> Setup:
@@ -214,9 +227,10 @@ def _try_texts(experiment: Experiment, setup: Setup) -> None:
   )
   problems = [*splits.test, *splits.validation, *splits.train]
   views.student_batch(experiment.views, problems, tokenizer)
-  changed = [with_control(experiment, control).views for control in experiment.controls]
-  for view in dict.fromkeys([experiment.views, *changed]):
-    views.teacher_batch(view, problems, tokenizer)
+  views.teacher_batch(experiment.views, problems, tokenizer)
+  for control in experiment.controls:
+    with _named(control):
+      views.teacher_batch(with_control(experiment, control).views, problems, tokenizer)
   if experiment.cold_start.updates:
     require(
       len(splits.train) >= experiment.cold_start.batch,

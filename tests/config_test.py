@@ -49,56 +49,59 @@ def set_one(assignment: str) -> Config:
   return lib.override(Config(), [assignment])
 
 
-@pytest.mark.parametrize(('assignment', 'field', 'value'), [
-  ('name=qwen', 'name', 'qwen'),
-  ('name=', 'name', ''),
-  ('name=none', 'name', 'none'),
-  ('name=a=b', 'name', 'a=b'),
-  ('name= padded ', 'name', 'padded'),
-  (' name =x', 'name', 'x'),
-  ('steps=3', 'steps', 3),
-  ('steps=-3', 'steps', -3),
-  ('steps=1_000', 'steps', 1000),
-  ('tie=false', 'tie', False),
-  ('tie=FALSE', 'tie', False),
-  ('tie=0', 'tie', False),
-  ('tie=true', 'tie', True),
-  ('tie=1', 'tie', True),
-  ('top_k=5', 'top_k', 5),
-  ('top_k=none', 'top_k', None),
-  ('top_k=None', 'top_k', None),
-  ('top_k=null', 'top_k', None),
-  ('top_k=', 'top_k', None),
-  ('stop=</s>', 'stop', '</s>'),
-  ('stop=none', 'stop', None),
-  ('share=2', 'share', 2),
-  ('share=0.5', 'share', 0.5),
-  ('limit=auto', 'limit', 'auto'),
-  ('limit=3', 'limit', 3.0),
-  ('seeds=4', 'seeds', (4,)),
-  ('seeds=4,5', 'seeds', (4, 5)),
-  ('seeds= 4 , 5 ,', 'seeds', (4, 5)),
-  ('seeds=(4, 5)', 'seeds', (4, 5)),
-  ('seeds=[4, 5]', 'seeds', (4, 5)),
-  ('seeds=(4,)', 'seeds', (4,)),
-  ('seeds=()', 'seeds', ()),
-  ('seeds=', 'seeds', ()),
-  ('tags=a,b c', 'tags', ('a', 'b c')),
-  ('tags=("a,b", "c")', 'tags', ('a,b', 'c')),
-  ('flags=true,0', 'flags', (True, False)),
-  ('flags=(True, False)', 'flags', (True, False)),
-  ('only=gsm8k', 'only', ('gsm8k',)),
-  ('only=none', 'only', None),
-])
+@pytest.mark.parametrize(
+  ('assignment', 'field', 'value'),
+  [
+    ('name=qwen', 'name', 'qwen'),
+    ('name=', 'name', ''),
+    ('name=none', 'name', 'none'),
+    ('name=a=b', 'name', 'a=b'),
+    ('name= padded ', 'name', 'padded'),
+    (' name =x', 'name', 'x'),
+    ('steps=3', 'steps', 3),
+    ('steps=-3', 'steps', -3),
+    ('steps=1_000', 'steps', 1000),
+    ('tie=false', 'tie', False),
+    ('tie=FALSE', 'tie', False),
+    ('tie=0', 'tie', False),
+    ('tie=true', 'tie', True),
+    ('tie=1', 'tie', True),
+    ('top_k=5', 'top_k', 5),
+    ('top_k=none', 'top_k', None),
+    ('top_k=None', 'top_k', None),
+    ('top_k=null', 'top_k', None),
+    ('top_k=', 'top_k', None),
+    ('stop=</s>', 'stop', '</s>'),
+    ('stop=none', 'stop', None),
+    ('share=2', 'share', 2),
+    ('share=0.5', 'share', 0.5),
+    ('limit=auto', 'limit', 'auto'),
+    ('limit=3', 'limit', 3.0),
+    ('seeds=4', 'seeds', (4,)),
+    ('seeds=4,5', 'seeds', (4, 5)),
+    ('seeds= 4 , 5 ,', 'seeds', (4, 5)),
+    ('seeds=(4, 5)', 'seeds', (4, 5)),
+    ('seeds=[4, 5]', 'seeds', (4, 5)),
+    ('seeds=(4,)', 'seeds', (4,)),
+    ('seeds=()', 'seeds', ()),
+    ('seeds=', 'seeds', ()),
+    ('tags=a,b c', 'tags', ('a', 'b c')),
+    ('tags=("a,b", "c")', 'tags', ('a,b', 'c')),
+    ('flags=true,0', 'flags', (True, False)),
+    ('flags=(True, False)', 'flags', (True, False)),
+    ('only=gsm8k', 'only', ('gsm8k',)),
+    ('only=none', 'only', None),
+  ],
+)
 def test_value_is_read_as_the_declared_type(assignment, field, value):
   result = getattr(set_one(assignment), field)
   assert result == value
   assert type(result) is type(value)
 
 
-@pytest.mark.parametrize(('text', 'value'), [
-  ('1e-4', 1e-4), ('3', 3.0), ('.5', 0.5), ('1_000.5', 1000.5), ('inf', math.inf),
-])
+@pytest.mark.parametrize(
+  ('text', 'value'), [('1e-4', 1e-4), ('3', 3.0), ('.5', 0.5), ('1_000.5', 1000.5), ('inf', math.inf)]
+)
 def test_nested_float(text, value):
   rate = set_one(f'optimizer.learning_rate={text}').optimizer.learning_rate
   assert rate == value and type(rate) is float
@@ -120,40 +123,42 @@ def test_no_assignments_is_the_same_config():
   assert lib.override(Config(), []) == Config()
 
 
-@pytest.mark.parametrize(('assignment', 'words'), [
-  ('steps', ['--set=steps', 'no "="']),
-  ('=3', ["Config has no field ''"]),
-  ('step=3', ["'step'", 'Config', "Did you mean 'steps'?"]),
-  ('optimizer.learning_rte=1', ["'optimizer.learning_rte'", 'Optimizer',
-                                "Did you mean 'learning_rate'?"]),
-  ('optimizer.schedule.warm=1', ['Schedule', "Did you mean 'warmup'?"]),
-  ('optimiser.learning_rate=1', ["Did you mean 'optimizer'?"]),
-  ('optimizer.schedule.zzz=1', ['Schedule', 'Valid names: kind, warmup.']),
-  ('optimizer..warmup=1', ["has no field ''"]),
-  ('steps.more=1', ["'steps.more'", 'deeper than the config']),
-  ('top_k.more=1', ['deeper than the config']),
-  ('optimizer=adam', ["'optimizer'", 'group of settings', 'learning_rate, schedule, betas']),
-  ('optimizer.schedule=none', ['group of settings', 'kind, warmup']),
-  ('steps=1.5', ["steps is '1.5'", 'type int']),
-  ('steps=1e3', ['type int']),
-  ('steps=none', ["steps is 'none'", 'type int']),
-  ('steps=', ['type int']),
-  ('steps=_', ['type int']),
-  ('tie=yes', ["tie is 'yes'", 'type bool']),
-  ('tie=2', ['type bool']),
-  ('optimizer.learning_rate=fast', ["optimizer.learning_rate is 'fast'", 'type float']),
-  ('optimizer.learning_rate=-1', ['learning_rate is -1.0', 'not positive']),
-  ('top_k=few', ["top_k is 'few'", 'int or none']),
-  ('share=half', ['int or float']),
-  ('limit=never', ["limit is 'never'", 'float', "'auto'"]),
-  ('optimizer.schedule.kind=cosin', ["is 'cosin'", "'constant'", "'cosine'"]),
-  ('optimizer.schedule.kind=Cosine', ["'cosine'"]),
-  ('seeds=1,x', ["seeds is '1,x'", 'tuple']),
-  ('seeds=(1, 2', ['tuple']),
-  ('seeds=(1.5, 2)', ['tuple']),
-  ('seeds=none', ['tuple']),
-  ('flags=(2,)', ['tuple']),
-])
+@pytest.mark.parametrize(
+  ('assignment', 'words'),
+  [
+    ('steps', ['--set=steps', 'no "="']),
+    ('=3', ["Config has no field ''"]),
+    ('step=3', ["'step'", 'Config', "Did you mean 'steps'?"]),
+    ('optimizer.learning_rte=1', ["'optimizer.learning_rte'", 'Optimizer', "Did you mean 'learning_rate'?"]),
+    ('optimizer.schedule.warm=1', ['Schedule', "Did you mean 'warmup'?"]),
+    ('optimiser.learning_rate=1', ["Did you mean 'optimizer'?"]),
+    ('optimizer.schedule.zzz=1', ['Schedule', 'Valid names: kind, warmup.']),
+    ('optimizer..warmup=1', ["has no field ''"]),
+    ('steps.more=1', ["'steps.more'", 'deeper than the config']),
+    ('top_k.more=1', ['deeper than the config']),
+    ('optimizer=adam', ["'optimizer'", 'group of settings', 'learning_rate, schedule, betas']),
+    ('optimizer.schedule=none', ['group of settings', 'kind, warmup']),
+    ('steps=1.5', ["steps is '1.5'", 'type int']),
+    ('steps=1e3', ['type int']),
+    ('steps=none', ["steps is 'none'", 'type int']),
+    ('steps=', ['type int']),
+    ('steps=_', ['type int']),
+    ('tie=yes', ["tie is 'yes'", 'type bool']),
+    ('tie=2', ['type bool']),
+    ('optimizer.learning_rate=fast', ["optimizer.learning_rate is 'fast'", 'type float']),
+    ('optimizer.learning_rate=-1', ['learning_rate is -1.0', 'not positive']),
+    ('top_k=few', ["top_k is 'few'", 'int or none']),
+    ('share=half', ['int or float']),
+    ('limit=never', ["limit is 'never'", 'float', "'auto'"]),
+    ('optimizer.schedule.kind=cosin', ["is 'cosin'", "'constant'", "'cosine'"]),
+    ('optimizer.schedule.kind=Cosine', ["'cosine'"]),
+    ('seeds=1,x', ["seeds is '1,x'", 'tuple']),
+    ('seeds=(1, 2', ['tuple']),
+    ('seeds=(1.5, 2)', ['tuple']),
+    ('seeds=none', ['tuple']),
+    ('flags=(2,)', ['tuple']),
+  ],
+)
 def test_mistake_is_named(assignment, words):
   with pytest.raises(ConfigError) as error:
     set_one(assignment)
@@ -219,16 +224,22 @@ def test_require_choice():
 
 
 def test_nearest_takes_any_iterable():
-  assert lib.nearest('studnt', (name for name in ('student', 'teacher'))) == (
-    " Did you mean 'student'?")
+  assert lib.nearest('studnt', (name for name in ('student', 'teacher'))) == (" Did you mean 'student'?")
 
 
 def test_flatten_is_in_field_order():
   assert lib.flatten(Optimizer()) == {
-    'learning_rate': 1e-3, 'schedule.kind': 'constant', 'schedule.warmup': 0, 'betas': (0.9, 0.95)}
+    'learning_rate': 1e-3,
+    'schedule.kind': 'constant',
+    'schedule.warmup': 0,
+    'betas': (0.9, 0.95),
+  }
   assert list(lib.flatten(Config()))[-4:] == [
-    'optimizer.learning_rate', 'optimizer.schedule.kind', 'optimizer.schedule.warmup',
-    'optimizer.betas']
+    'optimizer.learning_rate',
+    'optimizer.schedule.kind',
+    'optimizer.schedule.warmup',
+    'optimizer.betas',
+  ]
   assert lib.flatten(Schedule(), 'a.') == {'a.kind': 'constant', 'a.warmup': 0}
 
 
@@ -246,16 +257,22 @@ def test_differences_of_equal_configs_is_empty():
 
 def test_differences_names_the_leaf():
   old = lib.to_dict(Config())
-  new = lib.to_dict(lib.override(Config(), [
-    'steps=11', 'optimizer.schedule.warmup=5', 'seeds=0', 'top_k=none']))
+  new = lib.to_dict(
+    lib.override(Config(), ['steps=11', 'optimizer.schedule.warmup=5', 'seeds=0', 'top_k=none'])
+  )
   assert lib.differences(old, new) == [
-    'optimizer.schedule.warmup: 0 -> 5', 'seeds: [0, 1] -> [0]', 'steps: 10 -> 11',
-    'top_k: 20 -> None']
+    'optimizer.schedule.warmup: 0 -> 5',
+    'seeds: [0, 1] -> [0]',
+    'steps: 10 -> 11',
+    'top_k: 20 -> None',
+  ]
 
 
 def test_differences_shows_absent_settings():
   assert lib.differences({'a': 1, 'b': {'c': 2}}, {'b': {'c': 2, 'd': None}}) == [
-    'a: 1 -> (absent)', 'b.d: (absent) -> None']
+    'a: 1 -> (absent)',
+    'b.d: (absent) -> None',
+  ]
 
 
 def test_differences_of_a_group_and_a_value():
@@ -269,14 +286,25 @@ WORDS = st.text(st.characters(exclude_categories=['Cs']))
 PLAIN = WORDS.map(str.strip).filter(lambda text: text.lower() not in ('none', 'null', ''))
 
 CONFIGS = st.builds(
-  Config, name=PLAIN, steps=st.integers(), tie=st.booleans(), top_k=st.none() | st.integers(),
-  stop=st.none() | PLAIN, share=st.integers() | FLOATS, limit=FLOATS | st.just('auto'),
-  seeds=st.lists(st.integers()).map(tuple), tags=st.lists(WORDS).map(tuple),
-  flags=st.lists(st.booleans()).map(tuple), only=st.none() | st.lists(WORDS).map(tuple),
+  Config,
+  name=PLAIN,
+  steps=st.integers(),
+  tie=st.booleans(),
+  top_k=st.none() | st.integers(),
+  stop=st.none() | PLAIN,
+  share=st.integers() | FLOATS,
+  limit=FLOATS | st.just('auto'),
+  seeds=st.lists(st.integers()).map(tuple),
+  tags=st.lists(WORDS).map(tuple),
+  flags=st.lists(st.booleans()).map(tuple),
+  only=st.none() | st.lists(WORDS).map(tuple),
   optimizer=st.builds(
-    Optimizer, learning_rate=st.floats(min_value=0, exclude_min=True),
+    Optimizer,
+    learning_rate=st.floats(min_value=0, exclude_min=True),
     betas=st.lists(FINITE).map(tuple),
-    schedule=st.builds(Schedule, st.sampled_from(['constant', 'cosine']), st.integers())))
+    schedule=st.builds(Schedule, st.sampled_from(['constant', 'cosine']), st.integers()),
+  ),
+)
 
 
 def spelled(value) -> str:

@@ -14,7 +14,8 @@ TEXTS = st.text().filter(lambda text: text not in NAMES)
 VALUES = st.recursive(
   st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
   lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-  max_leaves=8)
+  max_leaves=8,
+)
 ROWS = st.dictionaries(st.text(), VALUES, max_size=4)
 
 

@@ -18,13 +18,21 @@ PACKAGES = ('kernels', 'opsd_jax', 'experiments')
 RANK = {
   'kernels': -2,
   'opsd_jax': -1,  # its __init__ runs before every room, so it imports none
-  'opsd_jax.records': 0, 'opsd_jax.config': 0, 'opsd_jax.mesh': 0,
-  'opsd_jax.jsonlines': 0, 'opsd_jax.files': 0,
-  'opsd_jax.checkpoint': 1, 'opsd_jax.data': 1, 'opsd_jax.text': 1, 'opsd_jax.grade': 1,
+  'opsd_jax.records': 0,
+  'opsd_jax.config': 0,
+  'opsd_jax.mesh': 0,
+  'opsd_jax.jsonlines': 0,
+  'opsd_jax.files': 0,
+  'opsd_jax.checkpoint': 1,
+  'opsd_jax.data': 1,
+  'opsd_jax.text': 1,
+  'opsd_jax.grade': 1,
   'opsd_jax.models': 1,
-  'opsd_jax.rollout': 2, 'opsd_jax.distill': 2,
+  'opsd_jax.rollout': 2,
+  'opsd_jax.distill': 2,
   'opsd_jax.evaluate': 3,
-  'opsd_jax.train': 4, 'opsd_jax.analyze': 4,
+  'opsd_jax.train': 4,
+  'opsd_jax.analyze': 4,
   'opsd_jax.experiment': 5,
   'experiments': 6,
 }
@@ -32,14 +40,27 @@ SIDEWAYS = {('opsd_jax.mesh', 'opsd_jax.config')}  # a mesh refuses bad settings
 CLOSED = {('opsd_jax.rollout', 'opsd_jax.grade')}  # rolling out is not grading
 
 # Imported where they are used, so that the library works without them.
-OPTIONAL = {'wandb', 'trackio', 'transformers', 'tokenizers', 'torch', 'trl', 'peft', 'xmanager',
-            'tunix', 'matplotlib'}
+OPTIONAL = {
+  'wandb',
+  'trackio',
+  'transformers',
+  'tokenizers',
+  'torch',
+  'trl',
+  'peft',
+  'xmanager',
+  'tunix',
+  'matplotlib',
+}
 AT_THE_TOP = {('opsd_jax.analyze', 'matplotlib'), ('experiments', 'xmanager')}
 
 
 def sources() -> list[str]:
-  return sorted(path.relative_to(REPOSITORY).as_posix()
-                for package in PACKAGES for path in (REPOSITORY / package).rglob('*.py'))
+  return sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for package in PACKAGES
+    for path in (REPOSITORY / package).rglob('*.py')
+  )
 
 
 def dotted(path: str) -> str:
@@ -60,7 +81,7 @@ def names(node: ast.AST, path: str) -> Iterator[str]:
     yield from (alias.name for alias in node.names)
   elif isinstance(node, ast.ImportFrom):
     package = path.split('/')[:-1]
-    above = package[:len(package) - node.level + 1] if node.level else []
+    above = package[: len(package) - node.level + 1] if node.level else []
     base = '.'.join([*above, *([node.module] if node.module else [])])
     yield from (f'{base}.{alias.name}' for alias in node.names)
 
@@ -119,61 +140,67 @@ def test_there_is_something_to_check():
   assert {'opsd_jax/config.py', 'opsd_jax/records.py', 'kernels/__init__.py'} <= set(sources())
 
 
-@pytest.mark.parametrize(('path', 'line'), [
-  ('kernels/op/tpu.py', 'from kernels import chunks'),
-  ('kernels/op/tpu.py', 'from . import reference'),
-  ('kernels/op/tpu.py', 'from jax.experimental import pallas as pl'),
-  ('kernels/op/tpu.py', 'import functools'),
-  ('opsd_jax/mesh.py', 'from opsd_jax.config import require'),
-  ('opsd_jax/models/model.py', 'import opsd_jax.models.spec, opsd_jax.records'),
-  ('opsd_jax/models/model.py', 'from kernels.linear_divergence import api'),
-  ('opsd_jax/distill/views.py', 'from opsd_jax import text, data, models, records'),
-  ('opsd_jax/evaluate/run.py', 'from opsd_jax import rollout, distill, grade'),
-  ('opsd_jax/train/loop.py', 'from opsd_jax.evaluate import run'),
-  ('opsd_jax/train/loop.py', 'from opsd_jax import __version__'),
-  ('opsd_jax/experiment.py', 'from opsd_jax.analyze import config'),
-  ('experiments/recipes/tiny.py', 'from opsd_jax.experiment import Experiment'),
-  ('experiments/train.py', 'from absl import app, flags'),
-  ('experiments/launch_xm.py', 'from xmanager import xm'),
-  ('opsd_jax/analyze/plots.py', 'import matplotlib.pyplot as plt'),
-  ('opsd_jax/data/sources.py', 'import tensorflow_datasets as tfds'),
-  ('opsd_jax/train/log.py', 'from absl import logging'),
-  ('opsd_jax/train/log.py', 'def start():\n  import wandb'),
-  ('opsd_jax/train/log.py', 'class Log:\n  def start(self):\n    import wandb'),
-])
+@pytest.mark.parametrize(
+  ('path', 'line'),
+  [
+    ('kernels/op/tpu.py', 'from kernels import chunks'),
+    ('kernels/op/tpu.py', 'from . import reference'),
+    ('kernels/op/tpu.py', 'from jax.experimental import pallas as pl'),
+    ('kernels/op/tpu.py', 'import functools'),
+    ('opsd_jax/mesh.py', 'from opsd_jax.config import require'),
+    ('opsd_jax/models/model.py', 'import opsd_jax.models.spec, opsd_jax.records'),
+    ('opsd_jax/models/model.py', 'from kernels.linear_divergence import api'),
+    ('opsd_jax/distill/views.py', 'from opsd_jax import text, data, models, records'),
+    ('opsd_jax/evaluate/run.py', 'from opsd_jax import rollout, distill, grade'),
+    ('opsd_jax/train/loop.py', 'from opsd_jax.evaluate import run'),
+    ('opsd_jax/train/loop.py', 'from opsd_jax import __version__'),
+    ('opsd_jax/experiment.py', 'from opsd_jax.analyze import config'),
+    ('experiments/recipes/tiny.py', 'from opsd_jax.experiment import Experiment'),
+    ('experiments/train.py', 'from absl import app, flags'),
+    ('experiments/launch_xm.py', 'from xmanager import xm'),
+    ('opsd_jax/analyze/plots.py', 'import matplotlib.pyplot as plt'),
+    ('opsd_jax/data/sources.py', 'import tensorflow_datasets as tfds'),
+    ('opsd_jax/train/log.py', 'from absl import logging'),
+    ('opsd_jax/train/log.py', 'def start():\n  import wandb'),
+    ('opsd_jax/train/log.py', 'class Log:\n  def start(self):\n    import wandb'),
+  ],
+)
 def test_allowed(path, line):
   assert faults(path, line) == []
 
 
-@pytest.mark.parametrize(('path', 'line', 'fault'), [
-  ('kernels/op/tpu.py', 'import flax', 'kernels may not import flax'),
-  ('kernels/op/tpu.py', 'from opsd_jax.config import require', 'may not import opsd_jax.config'),
-  ('opsd_jax/__init__.py', 'from opsd_jax import train', 'may not import opsd_jax.train'),
-  ('opsd_jax/config.py', 'from opsd_jax import mesh', 'may not import opsd_jax.mesh'),
-  ('opsd_jax/records.py', 'from .models import spec', 'may not import opsd_jax.models'),
-  ('opsd_jax/models/model.py', 'from opsd_jax.distill import x', 'may not import opsd_jax.distill'),
-  ('opsd_jax/models/model.py', 'from opsd_jax import data', 'may not import opsd_jax.data'),
-  ('opsd_jax/rollout/decode.py', 'from opsd_jax.grade import math', 'not import opsd_jax.grade'),
-  ('opsd_jax/rollout/decode.py', 'import opsd_jax.distill.views', 'not import opsd_jax.distill'),
-  ('opsd_jax/distill/score.py', 'from ..rollout import decode', 'not import opsd_jax.rollout'),
-  ('opsd_jax/distill/score.py', 'def f():\n  import opsd_jax.rollout', 'opsd_jax.rollout'),
-  ('opsd_jax/evaluate/run.py', 'import opsd_jax.train', 'may not import opsd_jax.train'),
-  ('opsd_jax/train/loop.py', 'from opsd_jax import analyze', 'may not import opsd_jax.analyze'),
-  ('opsd_jax/analyze/read.py', 'from opsd_jax import train', 'may not import opsd_jax.train'),
-  ('opsd_jax/train/loop.py', 'import opsd_jax.experiment', 'may not import opsd_jax.experiment'),
-  ('opsd_jax/experiment.py', 'from experiments import recipes', 'may not import experiments'),
-  ('opsd_jax/attic/old.py', '', 'opsd_jax.attic has no rank'),
-  ('opsd_jax/train/loop.py', 'import opsd_jax.attic.old', 'may not import opsd_jax.attic'),
-  ('opsd_jax/train/loop.py', 'from absl import flags', 'flags'),
-  ('opsd_jax/train/loop.py', 'import absl.flags', 'flags'),
-  ('opsd_jax/data/read.py', 'def f():\n  import tensorflow as tf', 'tensorflow'),
-  ('opsd_jax/train/log.py', 'import wandb', 'wandb is optional'),
-  ('opsd_jax/train/log.py', 'try:\n  import wandb\nexcept ImportError:\n  pass', 'is optional'),
-  ('opsd_jax/train/log.py', 'class Log:\n  import torch', 'torch is optional'),
-  ('opsd_jax/train/plot.py', 'from matplotlib import pyplot', 'matplotlib is optional'),
-  ('opsd_jax/models/hf.py', 'from transformers import AutoModel', 'transformers is optional'),
-  ('opsd_jax/models/hf.py', 'from tests import util', 'only tests may import tests'),
-])
+@pytest.mark.parametrize(
+  ('path', 'line', 'fault'),
+  [
+    ('kernels/op/tpu.py', 'import flax', 'kernels may not import flax'),
+    ('kernels/op/tpu.py', 'from opsd_jax.config import require', 'may not import opsd_jax.config'),
+    ('opsd_jax/__init__.py', 'from opsd_jax import train', 'may not import opsd_jax.train'),
+    ('opsd_jax/config.py', 'from opsd_jax import mesh', 'may not import opsd_jax.mesh'),
+    ('opsd_jax/records.py', 'from .models import spec', 'may not import opsd_jax.models'),
+    ('opsd_jax/models/model.py', 'from opsd_jax.distill import x', 'may not import opsd_jax.distill'),
+    ('opsd_jax/models/model.py', 'from opsd_jax import data', 'may not import opsd_jax.data'),
+    ('opsd_jax/rollout/decode.py', 'from opsd_jax.grade import math', 'not import opsd_jax.grade'),
+    ('opsd_jax/rollout/decode.py', 'import opsd_jax.distill.views', 'not import opsd_jax.distill'),
+    ('opsd_jax/distill/score.py', 'from ..rollout import decode', 'not import opsd_jax.rollout'),
+    ('opsd_jax/distill/score.py', 'def f():\n  import opsd_jax.rollout', 'opsd_jax.rollout'),
+    ('opsd_jax/evaluate/run.py', 'import opsd_jax.train', 'may not import opsd_jax.train'),
+    ('opsd_jax/train/loop.py', 'from opsd_jax import analyze', 'may not import opsd_jax.analyze'),
+    ('opsd_jax/analyze/read.py', 'from opsd_jax import train', 'may not import opsd_jax.train'),
+    ('opsd_jax/train/loop.py', 'import opsd_jax.experiment', 'may not import opsd_jax.experiment'),
+    ('opsd_jax/experiment.py', 'from experiments import recipes', 'may not import experiments'),
+    ('opsd_jax/attic/old.py', '', 'opsd_jax.attic has no rank'),
+    ('opsd_jax/train/loop.py', 'import opsd_jax.attic.old', 'may not import opsd_jax.attic'),
+    ('opsd_jax/train/loop.py', 'from absl import flags', 'flags'),
+    ('opsd_jax/train/loop.py', 'import absl.flags', 'flags'),
+    ('opsd_jax/data/read.py', 'def f():\n  import tensorflow as tf', 'tensorflow'),
+    ('opsd_jax/train/log.py', 'import wandb', 'wandb is optional'),
+    ('opsd_jax/train/log.py', 'try:\n  import wandb\nexcept ImportError:\n  pass', 'is optional'),
+    ('opsd_jax/train/log.py', 'class Log:\n  import torch', 'torch is optional'),
+    ('opsd_jax/train/plot.py', 'from matplotlib import pyplot', 'matplotlib is optional'),
+    ('opsd_jax/models/hf.py', 'from transformers import AutoModel', 'transformers is optional'),
+    ('opsd_jax/models/hf.py', 'from tests import util', 'only tests may import tests'),
+  ],
+)
 def test_refused(path, line, fault):
   assert len(faults(path, line)) == 1
   assert fault in faults(path, line)[0]

@@ -13,6 +13,7 @@ import numpy as np
 from opsd_jax.config import require
 from opsd_jax.records import Example, Problem
 
+_DRAWN = 4096
 OPERATIONS = {'+': lambda v: (v + 1) % 10, '-': lambda v: (v - 1) % 10, '*': lambda v: 2 * v % 10}
 
 
@@ -63,8 +64,9 @@ def draw_problems(config: ChainsConfig) -> list[Problem]:
   wanted = config.train + config.validation + config.test
   texts: dict[str, None] = {}
   while len(texts) < wanted:
-    digits = rng.integers(10, size=wanted)
-    steps = rng.choice(list(OPERATIONS), size=(wanted, config.steps))
+    # As many at a time whatever is wanted: more training problems leave the test set as it is.
+    digits = rng.integers(10, size=_DRAWN)
+    steps = rng.choice(list(OPERATIONS), size=(_DRAWN, config.steps))
     texts |= {f'{d}{"".join(row)}': None for d, row in zip(digits, steps, strict=True)}
   return [make_problem(text) for text in list(texts)[:wanted]]
 

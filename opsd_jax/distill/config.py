@@ -101,7 +101,7 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
   try:
     reference.validate(divergence_spec(config, vocab), vocab)
   except ValueError as error:
-    raise ConfigError(f'objective: {error}') from error
+    raise ConfigError(f'objective: {str(error).replace("kind=", "objective.divergence=")}') from error
   if config.implementation is not None:
     require_choice('objective.implementation', config.implementation, tuple(divergence.IMPLEMENTATIONS))
   require(

@@ -46,10 +46,15 @@ def fill(template: str, problem: Problem, setting: str) -> str:
     'answer': problem.answer,
   }
   try:
-    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
   except ValueError as error:
     raise ConfigError(f'{setting} is {template!r}: {error}.') from error
-  for name in names:
+  for _, name, form, conversion in parts:
+    if form or conversion:
+      raise ConfigError(
+        f'{setting} is {template!r}: texts are put in as they are; write {{{name}}} alone, without '
+        '":" or "!" inside the braces.'
+      )
     if name not in fields:
       raise ConfigError(
         f'{setting} is {template!r}, but problem {problem.id!r} has no text {name!r}.{nearest(name, fields)}'

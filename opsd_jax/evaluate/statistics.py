@@ -31,7 +31,7 @@ def mean_accuracy(correct: np.ndarray) -> Estimate:
   means = correct.mean(axis=1)
   value = float(means.mean())
   error = float(means.std(ddof=1)) / math.sqrt(problems) if problems > 1 else 0.0
-  effective = value * (1 - value) / error**2 if error > 0 else problems
+  effective = value * (1 - value) / error**2 if error > 1e-9 else problems
   return Estimate(value, *wilson(value, min(max(effective, problems), problems * samples)))
 
 

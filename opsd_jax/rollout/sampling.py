@@ -70,18 +70,25 @@ def inverse_cdf(log_probs: jax.Array, uniform: jax.Array) -> jax.Array:
   pad = -vocab % _BLOCK
   probs = jnp.pad(jnp.exp(log_probs), ((0, 0), (0, pad))).reshape(rows, -1, _BLOCK)
   within = jnp.cumsum(probs, axis=-1)
-  blocks = jnp.cumsum(within[:, :, -1], axis=-1)
+  mass = within[:, :, -1]
+  blocks = jnp.cumsum(mass, axis=-1)
   target = uniform * blocks[:, -1]
-  block = jnp.minimum(jnp.sum(blocks <= target[:, None], axis=-1), _last_true(within[:, :, -1] > 0))
+  block = _first_above(blocks, target, mass > 0)
   take = jnp.take_along_axis
   start = jnp.where(block > 0, take(blocks, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
-  inside = take(within, block[:, None, None], axis=1)[:, 0]
-  present = take(probs, block[:, None, None], axis=1)[:, 0] > 0
-  entry = jnp.sum(inside <= (target - start)[:, None], axis=-1)
-  # Rounding may leave the target at or past the last step, or before an entry of no mass.
-  entry = jnp.minimum(entry, _last_true(present))
-  entry = jnp.maximum(entry, jnp.argmax(present, axis=-1))
+  inside, present = (take(x, block[:, None, None], axis=1)[:, 0] for x in (within, probs))
+  entry = _first_above(inside, target - start, present > 0)
   return (block * _BLOCK + entry).astype(jnp.int32)
+
+
+def _first_above(steps: jax.Array, target: jax.Array, present: jax.Array) -> jax.Array:
+  """First present index whose cumulative sum exceeds `target` [B], the last present one if none does.
+
+  Backends add prefixes in different orders, so a sum may grow by a rounding at an entry of no mass,
+  and none may exceed the target: looking at present entries alone is what excludes the others.
+  """
+  above = present & (steps > target[:, None])
+  return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), _last_true(present))
 
 
 def _last_true(mask: jax.Array) -> jax.Array:

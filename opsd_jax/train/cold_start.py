@@ -63,7 +63,7 @@ def _make_update(setup: Setup, optimizer: optax.GradientTransformation, shape: s
     prompts, ids, length = supervised_batch(setup, number)
     weights, report = compiled(weights, *meshes.shard_rows(setup.mesh, (prompts, ids, length)))
     report = meshes.host(report)
-    metrics = {'loss': float(report.loss), 'grad_norm': float(report.grad_norm)}
+    metrics = {'loss': float(report.loss)} | {k: float(v) for k, v in report.norms.items()}
     metrics |= {k: float(v / report.tokens) for k, v in report.sums.items()}
     spent = ledger.student_entry(setup.spec, prompts.length, length)
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), {'update': time.monotonic() - began})

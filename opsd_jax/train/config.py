@@ -1,6 +1,7 @@
 """How weights step and how long a run goes on."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from opsd_jax.config import ConfigError, require, require_choice
@@ -13,7 +14,7 @@ class OptimizerConfig:
   Attributes:
     learning_rate: peak.
     schedule: `constant`, or `linear` or `cosine` decay to 0 over `decay_updates`.
-    warmup_updates: updates of linear growth from 0.
+    warmup_updates: updates of linear growth to the peak; the first takes peak / warmup_updates.
     decay_updates: updates after which a decaying schedule reaches 0, warm-up included.
     beta1: decay of the first moment.
     beta2: decay of the second moment.
@@ -99,7 +100,7 @@ def parse_budget(config: LoopConfig) -> Budget:
   unit, _, amount = config.budget.partition(':')
   try:
     limit = float(amount.replace('_', ''))
-    if unit not in ('updates', 'tokens', 'minutes') or not limit > 0:
+    if unit not in ('updates', 'tokens', 'minutes') or not 0 < limit < math.inf:
       raise ValueError
   except ValueError:
     raise ConfigError(

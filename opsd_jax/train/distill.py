@@ -126,7 +126,7 @@ def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
 
 def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[str, float]:
   """Scalars of an update; means are over its sampled tokens or its rollouts."""
-  metrics = {'loss': float(report.loss), 'grad_norm': float(report.grad_norm)}
+  metrics = {'loss': float(report.loss)} | {k: float(v) for k, v in report.norms.items()}
   tokens = max(int(report.tokens), 1)
   metrics |= {name: float(total / tokens) for name, total in report.sums.items()}
   metrics |= {

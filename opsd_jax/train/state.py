@@ -94,16 +94,17 @@ def step(
   loss: jax.Array,
   optimizer: optax.GradientTransformation,
   teacher: TeacherConfig,
-) -> tuple[TrainState, jax.Array, jax.Array]:
+) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
   """One optimiser step, or none where the loss, the gradient or the step is not finite.
 
   Returns:
-    The new state, the gradient's global norm before clipping, and whether the step was taken.
+    The new state; `grad_norm` (global, before clipping) and `update_norm` (of the change of the weights);
+    and whether the step was taken.
   """
-  norm = optax.global_norm(grads)
   updates, moments = optimizer.update(grads, state.optimizer, state.params)
+  norms = {'grad_norm': optax.tree.norm(grads), 'update_norm': optax.tree.norm(updates)}
   # A finite gradient can still make a step that overflows; its weights must not count as good ones.
-  finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
+  finite = jnp.isfinite(loss) & jnp.isfinite(norms['grad_norm']) & jnp.isfinite(norms['update_norm'])
   params = optax.apply_updates(state.params, updates)
   stepped = TrainState(params, moments, teachers.update(teacher, state.teacher, params))
-  return jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), norm, finite
+  return jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), norms, finite

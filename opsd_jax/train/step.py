@@ -29,15 +29,15 @@ class StepReport:
 
   Attributes:
     loss: scalar, of the global batch.
-    grad_norm: scalar, global norm before clipping.
-    stepped: bool scalar, False where the loss or the gradient was not finite.
+    norms: scalars `grad_norm`, global and before clipping, and `update_norm`, of the change of the weights.
+    stepped: bool scalar, False where the loss, the gradient or the step was not finite.
     sums: statistics summed over the batch's tokens.
     tokens: number of tokens in those sums.
     token_loss: float32 [B, T], 0 on padding; None where it was not asked for.
   """
 
   loss: jax.Array
-  grad_norm: jax.Array
+  norms: dict[str, jax.Array]
   stepped: jax.Array
   sums: dict[str, jax.Array]
   tokens: jax.Array
@@ -121,8 +121,8 @@ def make_distill_step(
     if teacher_head is not None:
       teacher_head = constrain(teacher_head, 'vocab', None)
     (loss, sums, grads), rows = accumulate(functools.partial(loss_fn, teacher_head), state.params, parts)
-    state, norm, stepped = states.step(state, grads, loss, optimizer, teacher)
-    return state, StepReport(loss, norm, stepped, sums, jnp.sum(rollout.length), join(rows, questions))
+    state, norms, stepped = states.step(state, grads, loss, optimizer, teacher)
+    return state, StepReport(loss, norms, stepped, sums, jnp.sum(rollout.length), join(rows, questions))
 
   return _compile(update, layout)
 
@@ -164,7 +164,7 @@ def make_supervised_step(
   def update(state: TrainState, prompts: Prompts, ids: jax.Array, length: jax.Array):
     mask = length_mask(length, ids.shape[1])
     (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, prompts, ids, mask)
-    state, norm, stepped = states.step(state, grads, loss, optimizer, TeacherConfig())
-    return state, StepReport(loss, norm, stepped, sums, jnp.sum(length), None)
+    state, norms, stepped = states.step(state, grads, loss, optimizer, TeacherConfig())
+    return state, StepReport(loss, norms, stepped, sums, jnp.sum(length), None)
 
   return _compile(update, layout)

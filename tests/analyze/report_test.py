@@ -21,56 +21,106 @@ def update_row(step, rate, updates):
   wobble = math.sin(7.3 * step) * 0.02
   share = 0.75 - 0.65 * left * rate - 0.5 * (1 - rate)
   row = {
-    'step': step, 'loss': rate * (0.05 + 0.6 * left) * (1 + 3 * wobble),
-    'grad_norm': 0.2 + rate * left + 3 * wobble, 'forward_kl': rate * (0.05 + 0.6 * left),
-    'student_entropy': 0.1 + 0.5 * left + wobble, 'teacher_entropy': 0.12 + wobble / 2,
+    'step': step,
+    'loss': rate * (0.05 + 0.6 * left) * (1 + 3 * wobble),
+    'grad_norm': 0.2 + rate * left + 3 * wobble,
+    'forward_kl': rate * (0.05 + 0.6 * left),
+    'student_entropy': 0.1 + 0.5 * left + wobble,
+    'teacher_entropy': 0.12 + wobble / 2,
     'accuracy': share + 2 * wobble,
-    'length_mean': 33 + 4 * left + 20 * wobble, 'tokens': 2000,
-    'total/sampled': 2000 * step, 'total/scored_student': 2000 * step, 'total/flops': 10**9 * step,
-    'total/skipped_updates': 0, 'time': {'seconds': 0.5 * step, 'tokens_per_second': 4000.0}}
+    'length_mean': 33 + 4 * left + 20 * wobble,
+    'tokens': 2000,
+    'total/sampled': 2000 * step,
+    'total/scored_student': 2000 * step,
+    'total/flops': 10**9 * step,
+    'total/skipped_updates': 0,
+    'time': {'seconds': 0.5 * step, 'tokens_per_second': 4000.0},
+  }
   if step % 20 == 0:
     row['validation_accuracy'] = share - 0.01
   return row
 
 
 def cold_row(step, updates):
-  return {'step': step, 'loss': 0.3 + 2.4 * math.exp(-6 * step / updates), 'grad_norm': 0.5,
-          'total/scored_student': 3000 * step, 'total/flops': 10**9 * step,
-          'time': {'seconds': 0.1 * step}}
+  return {
+    'step': step,
+    'loss': 0.3 + 2.4 * math.exp(-6 * step / updates),
+    'grad_norm': 0.5,
+    'total/scored_student': 3000 * step,
+    'total/flops': 10**9 * step,
+    'time': {'seconds': 0.1 * step},
+  }
 
 
 def shown(problem='3+*-', correct=True):
-  return {'problem': problem, 'student_prompt': f'{problem}:', 'teacher_prompt': f'{problem}|487:',
-          'tokens': ['3', '+', '4', '\n', '<eos>'], 'loss': [0.01, 0.5, -0.25, float('nan'), 1.0],
-          'answer': '7', 'correct': correct}
+  return {
+    'problem': problem,
+    'student_prompt': f'{problem}:',
+    'teacher_prompt': f'{problem}|487:',
+    'tokens': ['3', '+', '4', '\n', '<eos>'],
+    'loss': [0.01, 0.5, -0.25, float('nan'), 1.0],
+    'answer': '7',
+    'correct': correct,
+  }
 
 
 def accuracy(share):
-  return {'sampled_accuracy': share, 'sampled_interval': [share - 0.03, share + 0.03],
-          'greedy_accuracy': share + 0.02, 'greedy_interval': [share - 0.02, share + 0.06],
-          'pass_at': {'1': share, '8': min(1.0, share + 0.2)}, 'answered': 0.99, 'stopped': 0.98,
-          'mean_length': 33.4, 'problems': 500, 'samples': 8}
+  return {
+    'sampled_accuracy': share,
+    'sampled_interval': [share - 0.03, share + 0.03],
+    'greedy_accuracy': share + 0.02,
+    'greedy_interval': [share - 0.02, share + 0.06],
+    'pass_at': {'1': share, '8': min(1.0, share + 0.2)},
+    'answered': 0.99,
+    'stopped': 0.98,
+    'mean_length': 33.4,
+    'problems': 500,
+    'samples': 8,
+  }
 
 
 def results():
-  ledger = {'updates': 100, 'skipped': 0, 'sampled': 200_000, 'scored_student': 200_000,
-            'scored_teacher': 200_000, 'prompt_sampler': 64_000, 'flops': 1.5e12}
+  ledger = {
+    'updates': 100,
+    'skipped': 0,
+    'sampled': 200_000,
+    'scored_student': 200_000,
+    'scored_teacher': 200_000,
+    'prompt_sampler': 64_000,
+    'flops': 1.5e12,
+  }
   arms = dict.fromkeys(('cold_start', 'opsd', *CONTROLS), ledger)
-  shares = {'base': 0.12, 'teacher_view': 0.93, 'opsd': 0.74, 'no_privilege': 0.11,
-            'sharpened_no_privilege': 0.2}
-  return {'experiment': 'quickstart', 'seed': 3} | {n: accuracy(s) for n, s in shares.items()} | {
-    'tokens': ledger, 'arms': arms, 'evaluation': {'opsd': {'sampled': 140_000, 'flops': 2e10}},
-    'seconds': {'cold_start': 40.2, 'opsd': 75.0, 'total': 3725.0},
-    'versions': {'python': '3.13.1', 'jax': '0.11.0'},
-    'machine': {'platform': 'cpu', 'device_kind': 'cpu', 'devices': 1, 'cpu_count': 4}}
+  shares = {
+    'base': 0.12,
+    'teacher_view': 0.93,
+    'opsd': 0.74,
+    'no_privilege': 0.11,
+    'sharpened_no_privilege': 0.2,
+  }
+  return (
+    {'experiment': 'quickstart', 'seed': 3}
+    | {n: accuracy(s) for n, s in shares.items()}
+    | {
+      'tokens': ledger,
+      'arms': arms,
+      'evaluation': {'opsd': {'sampled': 140_000, 'flops': 2e10}},
+      'seconds': {'cold_start': 40.2, 'opsd': 75.0, 'total': 3725.0},
+      'versions': {'python': '3.13.1', 'jax': '0.11.0'},
+      'machine': {'platform': 'cpu', 'device_kind': 'cpu', 'devices': 1, 'cpu_count': 4},
+    }
+  )
 
 
 def config():
-  return {'name': 'quickstart', 'seed': 3,
-          'views': {'student': '{problem}:', 'teacher': '{problem}|{r}:'},
-          'teacher': {'kind': 'frozen'}, 'cold_start': {'updates': 400},
-          'optimizer': {'learning_rate': 0.001},
-          'controls': [{'name': n, 'overrides': ['views.teacher={problem}:']} for n in CONTROLS]}
+  return {
+    'name': 'quickstart',
+    'seed': 3,
+    'views': {'student': '{problem}:', 'teacher': '{problem}|{r}:'},
+    'teacher': {'kind': 'frozen'},
+    'cold_start': {'updates': 400},
+    'optimizer': {'learning_rate': 0.001},
+    'controls': [{'name': n, 'overrides': ['views.teacher={problem}:']} for n in CONTROLS],
+  }
 
 
 def write_arm(folder, rows, rollouts=()):
@@ -84,8 +134,11 @@ def write_run(folder, updates=100):
   """A finished run."""
   (folder / 'config.json').write_text(json.dumps(config()))
   (folder / 'results.json').write_text(json.dumps(results()))
-  write_arm(folder, [update_row(s, 1.0, updates) for s in range(1, updates + 1)],
-            [(1, [shown(NASTY, False)]), (21, [shown('MIDDLE')]), (81, [shown()])])
+  write_arm(
+    folder,
+    [update_row(s, 1.0, updates) for s in range(1, updates + 1)],
+    [(1, [shown(NASTY, False)]), (21, [shown('MIDDLE')]), (81, [shown()])],
+  )
   write_arm(folder / 'cold_start', [cold_row(s, 4 * updates) for s in range(1, 4 * updates + 1)])
   for name, rate in zip(CONTROLS, (0.02, 0.3)):
     rows = [update_row(s, rate, updates) for s in range(1, updates + 1)]
@@ -135,10 +188,23 @@ def test_a_finished_run_shows_everything(finished):
   folder, text, page = finished
   assert page.open == []
   seen = ''.join(page.seen)
-  for part in ('quickstart, seed 3', "base, teacher's view", 'control: no privilege, sharpened',
-               '74.0 [71.0, 77.0]', '200,000', '1.50 TFLOPs', 'evaluation: OPSD', '1 min 15 s',
-               '1 h 02 min', 'optimizer.learning_rate', 'controls.no_privilege.overrides',
-               '0.11.0', 'device_kind', 'views.teacher={problem}:', 'its frozen initial weights'):
+  for part in (
+    'quickstart, seed 3',
+    "base, teacher's view",
+    'control: no privilege, sharpened',
+    '74.0 [71.0, 77.0]',
+    '200,000',
+    '1.50 TFLOPs',
+    'evaluation: OPSD',
+    '1 min 15 s',
+    '1 h 02 min',
+    'optimizer.learning_rate',
+    'controls.no_privilege.overrides',
+    '0.11.0',
+    'device_kind',
+    'views.teacher={problem}:',
+    'its frozen initial weights',
+  ):
     assert part in seen, part
   assert 'Not everything is here' not in seen
   assert not list(folder.glob('*.tmp'))
@@ -169,7 +235,11 @@ def test_first_and_last_shown_updates_with_coloured_tokens(finished):
   _, text, page = finished
   assert 'MIDDLE' not in text
   assert [s for s in page.seen if s.startswith('update ')] == [
-    'update 1', 'update 81', 'update 1', 'update 1']
+    'update 1',
+    'update 81',
+    'update 1',
+    'update 1',
+  ]
   assert '✗ wrong' in page.seen and '✓ right' in page.seen
   # Sizes are 0.01, 0.25, 0.5, 1 four times over: the 95th percentile is 1, full strength is 0.7.
   assert '<span style="background: rgba(213, 94, 0, 0.35)" title="0.5 nats">+</span>' in text

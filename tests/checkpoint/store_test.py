@@ -19,11 +19,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from opsd_jax.checkpoint.config import CheckpointConfig, validate
 from opsd_jax.checkpoint.errors import CheckpointError
-from opsd_jax.checkpoint.store import load_tree, open_store, save_tree
+from opsd_jax.checkpoint.store import open_store
 from opsd_jax.config import ConfigError
 
-HOST = {'tokens': 2**40, 'position': {'epoch': 1, 'index': 7}, 'name': 'run', 'rate': 1e-4,
-        'none': None, 'list': [1, 'two', []], 'empty': {}, 'on': True}
+HOST = {
+  'tokens': 2**40,
+  'position': {'epoch': 1, 'index': 7},
+  'name': 'run',
+  'rate': 1e-4,
+  'none': None,
+  'list': [1, 'two', []],
+  'empty': {},
+  'on': True,
+}
 
 # A small model's state, filled with the step number: a mixture of two steps would show.
 CHILD = """
@@ -58,8 +66,10 @@ def _train_state(fill=1.0):
 
 
 def _abstract(tree, sharding=None):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=x.sharding if sharding is None else sharding), tree)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if sharding is None else sharding),
+    tree,
+  )
 
 
 def _assert_same(actual, expected):
@@ -77,9 +87,14 @@ def _steps(folder):
 
 def _child(folder, code, **settings):
   script = CHILD + textwrap.dedent(code)
-  return subprocess.Popen([sys.executable, '-c', script, str(folder)], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=os.environ | {'JAX_PLATFORMS': 'cpu'}, **settings)
+  return subprocess.Popen(
+    [sys.executable, '-c', script, str(folder)],
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    **settings,
+  )
 
 
 @pytest.mark.parametrize('asynchronous', [True, False])
@@ -219,8 +234,12 @@ def _assert_whole(folder, at_least):
       assert all((np.asarray(leaf) == step).all() for leaf in state.values())
     assert store.latest >= at_least
     # The next save runs after the leftovers are removed.
-    store.save(store.latest + 1, jax.tree.map(lambda x: x * 0 + store.latest + 1, state),
-               {'step': store.latest + 1}, score=-(store.latest + 1))
+    store.save(
+      store.latest + 1,
+      jax.tree.map(lambda x: x * 0 + store.latest + 1, state),
+      {'step': store.latest + 1},
+      score=-(store.latest + 1),
+    )
     store.wait()
     assert not [p.name for p in folder.iterdir() if not p.name.isdigit()]
     return store.latest
@@ -249,8 +268,9 @@ def test_a_full_disk_stops_the_run_and_spares_the_checkpoint_before(tmp_path, li
   started, message, latest = out.strip().splitlines()
   assert started == 'in the background' and latest == '1'
   assert f'Saving step 2 in {tmp_path} failed' in message and 'File too large' in message
-  assert ('free space or choose another --workdir, then run the same command: it continues from '
-          'step 1') in message
+  assert (
+    'free space or choose another --workdir, then run the same command: it continues from step 1'
+  ) in message
   assert 'Traceback' not in err
   assert _assert_whole(tmp_path, 1) == 2
 
@@ -261,6 +281,7 @@ def _break_writes(monkeypatch, message):
 
   async def fail(*args, **kwargs):
     raise OSError(28, message)
+
   monkeypatch.setattr(async_path, 'rename', fail)
 
 
@@ -273,8 +294,13 @@ def test_a_failed_background_save_surfaces_at_the_next_call(tmp_path, monkeypatc
   with monkeypatch.context() as patch:
     _break_writes(patch, 'No space left on device')
     store.save(2, state, {})
-    calls = {'save': lambda: store.save(3, state, {}), 'wait': store.wait, 'close': store.close,
-             'latest': lambda: store.latest, 'restore': lambda: store.restore(_abstract(state))}
+    calls = {
+      'save': lambda: store.save(3, state, {}),
+      'wait': store.wait,
+      'close': store.close,
+      'latest': lambda: store.latest,
+      'restore': lambda: store.restore(_abstract(state)),
+    }
     with pytest.raises(CheckpointError, match='step 2 .*No space left.*free space.*from step 1'):
       calls[report]()
   if report != 'close':
@@ -293,18 +319,9 @@ def test_the_error_that_ended_the_run_is_shown_before_a_failed_save(tmp_path, mo
   assert 'starts from the beginning' in caught.value.__notes__[0]
 
 
-def test_bare_trees(tmp_path):
-  tree = {'layers': {'w': jnp.arange(6.0).reshape(2, 3)}, 'scale': jnp.ones(2, jnp.bfloat16)}
-  save_tree(tmp_path / 'params', tree)
-  _assert_same(load_tree(tmp_path / 'params', _abstract(tree)), tree)
-  with pytest.raises(CheckpointError, match='already exists'):
-    save_tree(tmp_path / 'params', tree)
-  with pytest.raises(CheckpointError, match='absent'):
-    load_tree(tmp_path / 'absent', _abstract(tree))
-
-
-@pytest.mark.parametrize('cfg', [CheckpointConfig(every=0), CheckpointConfig(keep_last=0),
-                                 CheckpointConfig(keep_best=-1)])
+@pytest.mark.parametrize(
+  'cfg', [CheckpointConfig(every=0), CheckpointConfig(keep_last=0), CheckpointConfig(keep_best=-1)]
+)
 def test_settings_that_cannot_work(cfg):
   with pytest.raises(ConfigError, match='checkpoint'):
     validate(cfg)

@@ -116,8 +116,7 @@ def test_the_misconception_doubles_and_adds_one_as_often_as_it_should():
 @pytest.mark.parametrize('slip', [0.05, 0.4])
 def test_slips_give_any_digit_as_often_as_they_should(slip):
   steps = faulty_steps(ChainsConfig(misconception=0.0, slip=slip), seed=1)
-  wrong = [(int(after) - int(TABLES[op][v])) % 10 for op, v, after in steps
-           if after != TABLES[op][v]]
+  wrong = [(int(after) - int(TABLES[op][v])) % 10 for op, v, after in steps if after != TABLES[op][v]]
   assert within(len(wrong), len(steps), slip * 0.9)  # One random digit in ten is the right one.
   assert all(within(wrong.count(shift), len(steps), slip / 10) for shift in range(1, 10))
 
@@ -135,11 +134,14 @@ def test_cold_start_rows_are_clean_for_the_teacher_and_mistaken_for_the_student(
   assert [row.problem for row in rows] == problems
   assert [row.role for row in rows] == ['teacher'] * 15 + ['student'] * 25
   assert all(row.completion == row.problem.solution for row in rows[:15])
-  assert all((row.completion == row.problem.solution) == ('*' not in row.problem.problem)
-             for row in rows[15:])
+  assert all(
+    (row.completion == row.problem.solution) == ('*' not in row.problem.problem) for row in rows[15:]
+  )
 
 
-@pytest.mark.parametrize(('change', 'words'), [
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
     ({'steps': 0}, ['data.chains.steps is 0']),
     ({'train': 0}, ['data.chains.train is 0']),
     ({'validation': -1}, ['data.chains.validation is -1']),
@@ -147,7 +149,8 @@ def test_cold_start_rows_are_clean_for_the_teacher_and_mistaken_for_the_student(
     ({'misconception': 1.5}, ['data.chains.misconception is 1.5', '0..1']),
     ({'slip': -0.1}, ['data.chains.slip is -0.1', '0..1']),
     ({'steps': 2, 'train': 44, 'validation': 1, 'test': 1}, ['46', '90 exist', 'at most 45']),
-])
+  ],
+)
 def test_settings_that_cannot_work(change, words):
   with pytest.raises(ConfigError) as caught:
     chains.validate(dataclasses.replace(ChainsConfig(), **change))

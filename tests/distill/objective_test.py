@@ -24,23 +24,33 @@ TEMPERATURE = 1.1
 
 # Student and teacher temperature 1.1; value, and gradient with respect to the student's logits.
 GOLDEN = {
-    'forward_kl': (dict(divergence='forward_kl'), 0.723441,
-                   [0.372423, -0.480497, 0.008717, -0.012604, 0.111962]),
-    'opsd': (dict(divergence='forward_kl', entry_clip_max=0.05), -0.150879,
-             [0.014765, 0.050070, -0.049339, -0.035994, 0.020498]),
-    'renio': (dict(divergence='forward_kl', entry_clip_min=0.0, entry_clip_max=0.05), 0.066327,
-              [0.023390, 0.009424, 0.003797, -0.042592, 0.005981]),
-    'reverse_kl': (dict(divergence='reverse_kl'), 0.842144, None),
-    'jsd .1': (dict(divergence='jsd', beta=0.1), 0.064050, None),
-    'jsd .5': (dict(divergence='jsd', beta=0.5), 0.177659, None),
-    'jsd .9': (dict(divergence='jsd', beta=0.9), 0.071243, None),
-    'jsd clipped': (dict(divergence='jsd', beta=0.5, entry_clip_max=0.05), 0.130689, None),
+  'forward_kl': (
+    dict(divergence='forward_kl'),
+    0.723441,
+    [0.372423, -0.480497, 0.008717, -0.012604, 0.111962],
+  ),
+  'opsd': (
+    dict(divergence='forward_kl', entry_clip_max=0.05),
+    -0.150879,
+    [0.014765, 0.050070, -0.049339, -0.035994, 0.020498],
+  ),
+  'renio': (
+    dict(divergence='forward_kl', entry_clip_min=0.0, entry_clip_max=0.05),
+    0.066327,
+    [0.023390, 0.009424, 0.003797, -0.042592, 0.005981],
+  ),
+  'reverse_kl': (dict(divergence='reverse_kl'), 0.842144, None),
+  'jsd .1': (dict(divergence='jsd', beta=0.1), 0.064050, None),
+  'jsd .5': (dict(divergence='jsd', beta=0.5), 0.177659, None),
+  'jsd .9': (dict(divergence='jsd', beta=0.9), 0.071243, None),
+  'jsd clipped': (dict(divergence='jsd', beta=0.5, entry_clip_max=0.05), 0.130689, None),
 }
 
 
 def make_config(implementation='reference', **changes):
-  return ObjectiveConfig(student_temperature=TEMPERATURE, teacher_temperature=TEMPERATURE,
-                         implementation=implementation, **changes)
+  return ObjectiveConfig(
+    student_temperature=TEMPERATURE, teacher_temperature=TEMPERATURE, implementation=implementation, **changes
+  )
 
 
 def compare(student, teacher, config, tokens=None, teacher_head=HEAD):
@@ -79,6 +89,7 @@ def random_logits(seed, *shape):
 @functools.cache
 def golden_results():
   """{name: (loss, gradient)} of the default implementation, compiled as one program."""
+
   def one(changes, logits):
     config = make_config(implementation=None, **changes)
     return jax.value_and_grad(lambda x: batch_loss(x, TEACHER[None, None], [1], config))(logits)
@@ -103,15 +114,14 @@ def closed_form(config, student, teacher):
   p, q = np.exp(log_p), np.exp(log_q)
   if config.divergence == 'forward_kl':
     return (q - p) / TEMPERATURE
-  other = log_p if config.divergence == 'reverse_kl' else np.log(
-      config.beta * p + (1 - config.beta) * q)
+  other = log_p if config.divergence == 'reverse_kl' else np.log(config.beta * p + (1 - config.beta) * q)
   scale = 1 if config.divergence == 'reverse_kl' else 1 - config.beta
   return scale * q * (log_q - other - (q * (log_q - other)).sum()) / TEMPERATURE
 
 
-@pytest.mark.parametrize('changes', [
-    dict(divergence='forward_kl'), dict(divergence='reverse_kl'), dict(divergence='jsd', beta=0.3),
-])
+@pytest.mark.parametrize(
+  'changes', [dict(divergence='forward_kl'), dict(divergence='reverse_kl'), dict(divergence='jsd', beta=0.3)]
+)
 def test_gradients_of_a_batch_are_weighed_closed_forms(changes):
   student, teacher, length = random_logits(0, 2, 3), random_logits(1, 2, 3), [3, 1]
   config = make_config(reduction='sample_mean', **changes)
@@ -150,8 +160,15 @@ def test_a_live_teachers_head_is_the_students_held_constant():
 def test_ids_beyond_the_vocabulary_have_no_share():
   student, teacher = random_logits(0, 1, 1), random_logits(1, 1, 1)
   config = make_config()
-  loss, _ = objective.compare(jnp.asarray(student), jnp.asarray(HEAD), jnp.asarray(teacher),
-                              jnp.asarray(HEAD), jnp.zeros((1, 1), jnp.int32), config, 3)
+  loss, _ = objective.compare(
+    jnp.asarray(student),
+    jnp.asarray(HEAD),
+    jnp.asarray(teacher),
+    jnp.asarray(HEAD),
+    jnp.zeros((1, 1), jnp.int32),
+    config,
+    3,
+  )
   wanted = forward_kl(student[..., :3], teacher[..., :3])
   np.testing.assert_allclose(loss, wanted, rtol=0, atol=1e-6)
 
@@ -163,7 +180,8 @@ def test_ids_beyond_the_vocabulary_have_no_share():
 def test_a_clipped_token_is_worth_the_bound_and_has_no_gradient(clip, value, share):
   config = make_config(token_clip=clip)
   found, slope = jax.value_and_grad(lambda x: batch_loss(x, TEACHER[None, None], [1], config))(
-      jnp.asarray(STUDENT[None, None], jnp.float32))
+    jnp.asarray(STUDENT[None, None], jnp.float32)
+  )
   np.testing.assert_allclose(found, value, rtol=0, atol=2e-6)
   np.testing.assert_allclose(slope[0, 0], share * np.array(GOLDEN['forward_kl'][2]), atol=2e-6)
 
@@ -200,10 +218,14 @@ def test_weights_are_counted_sum_to_one_and_ignore_padding(reduction, length, ex
 
 def test_the_two_reductions_of_one_example():
   length = jnp.array([3, 1, 0])
-  np.testing.assert_allclose(objective.token_weights(length, 3, 'token_mean'),
-                             [[0.25, 0.25, 0.25], [0.25, 0, 0], [0, 0, 0]])
-  np.testing.assert_allclose(objective.token_weights(length, 3, 'sample_mean'),
-                             np.array([[1 / 6] * 3, [0.5, 0, 0], [0, 0, 0]]), rtol=1e-6)
+  np.testing.assert_allclose(
+    objective.token_weights(length, 3, 'token_mean'), [[0.25, 0.25, 0.25], [0.25, 0, 0], [0, 0, 0]]
+  )
+  np.testing.assert_allclose(
+    objective.token_weights(length, 3, 'sample_mean'),
+    np.array([[1 / 6] * 3, [0.5, 0, 0], [0, 0, 0]]),
+    rtol=1e-6,
+  )
 
 
 @pytest.mark.parametrize('reduction', ['token_mean', 'sample_mean'])
@@ -246,11 +268,17 @@ def test_statistics_are_sums_over_sampled_tokens():
   kl = forward_kl(student, teacher)
   taken = np.take_along_axis(log_q, tokens[..., None], -1)[..., 0]
   wanted = {
-      'forward_kl': kl, 'token_loss': np.minimum(kl, 0.3), 'token_clip_fraction': kl > 0.3,
-      'student_entropy': -(np.exp(log_q) * log_q).sum(-1), 'student_logp': taken,
-      'reverse_kl': (np.exp(log_q) * (log_q - log_p)).sum(-1), 'logp_gap': abs(taken + 1),
-      'agreement': log_q.argmax(-1) == log_p.argmax(-1), 'student_topk_mass': np.ones((2, 3)),
-      'entry_clip_fraction': np.zeros((2, 3))}
+    'forward_kl': kl,
+    'token_loss': np.minimum(kl, 0.3),
+    'token_clip_fraction': kl > 0.3,
+    'student_entropy': -(np.exp(log_q) * log_q).sum(-1),
+    'student_logp': taken,
+    'reverse_kl': (np.exp(log_q) * (log_q - log_p)).sum(-1),
+    'logp_gap': abs(taken + 1),
+    'agreement': log_q.argmax(-1) == log_p.argmax(-1),
+    'student_topk_mass': np.ones((2, 3)),
+    'entry_clip_fraction': np.zeros((2, 3)),
+  }
   assert 0 < (kl > 0.3)[real].sum() < real.sum()
   for name, value in wanted.items():
     np.testing.assert_allclose(found[name], value[real].sum(), rtol=5e-6, err_msg=name)
@@ -265,7 +293,9 @@ def test_without_a_clip_no_token_is_clipped():
 # --- Settings.
 
 
-@pytest.mark.parametrize(('changes', 'words'), [
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
     (dict(divergence='jsd', beta=0.0), ['beta is 0.0', 'forward_kl']),
     (dict(divergence='jsd', beta=1.0), ['beta is 1.0', 'reverse_kl']),
     (dict(divergence='kl'), ["'kl'", 'forward_kl', 'reverse_kl', 'jsd']),
@@ -280,16 +310,24 @@ def test_without_a_clip_no_token_is_clipped():
     (dict(implementation='chunk'), ["objective.implementation is 'chunk'", "'chunked'"]),
     (dict(reduction='mean'), ["objective.reduction is 'mean'"]),
     (dict(chunk_tokens=0), ['objective.chunk_tokens is 0']),
-])
+  ],
+)
 def test_an_objective_that_cannot_work(changes, words):
   with pytest.raises(ConfigError) as caught:
     validate_objective(ObjectiveConfig(**changes), 20)
   assert all(word in str(caught.value) for word in ['objective', *words])
 
 
-@pytest.mark.parametrize('changes', [
-    {}, dict(divergence='jsd', beta=0.9), dict(beta=0.0), dict(support='student_topk', k=20),
-    dict(entry_clip_max=0.05), dict(token_clip=0.5, implementation='reference'),
-])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    dict(divergence='jsd', beta=0.9),
+    dict(beta=0.0),
+    dict(support='student_topk', k=20),
+    dict(entry_clip_max=0.05),
+    dict(token_clip=0.5, implementation='reference'),
+  ],
+)
 def test_an_objective_that_works(changes):
   validate_objective(ObjectiveConfig(**changes), 20)

@@ -62,11 +62,14 @@ def test_the_average_after_three_updates(decay):
   np.testing.assert_allclose(average['b']['c'], [[10 * wanted[0]]], rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize(('config', 'words'), [
+@pytest.mark.parametrize(
+  ('config', 'words'),
+  [
     (TeacherConfig('emaa'), "teacher.kind is 'emaa'.*'ema'"),
     (TeacherConfig('ema', ema_decay=1.0), 'teacher.ema_decay is 1.0'),
     (TeacherConfig('ema', ema_decay=-0.1), 'teacher.ema_decay is -0.1'),
-])
+  ],
+)
 def test_a_teacher_that_cannot_be_kept(config, words):
   with pytest.raises(ConfigError, match=words):
     validate_teacher(config)

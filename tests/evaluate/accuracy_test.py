@@ -22,8 +22,7 @@ from opsd_jax.records import Rollout
 from opsd_jax.rollout.config import SamplingConfig
 from opsd_jax.text.tokenizer import TextConfig, make_tokenizer
 
-SPEC = ModelSpec(vocab_size=20, num_layers=1, embed_dim=8, num_heads=2, num_kv_heads=1, head_dim=4,
-                 mlp_dim=8)
+SPEC = ModelSpec(vocab_size=20, num_layers=1, embed_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=8)
 TOKENIZER = make_tokenizer(TextConfig())
 VIEW = ViewsConfig(student_tokens=8, teacher_tokens=12)
 PROBLEMS = [make_problem(text) for text in ('3+*', '1-', '4**-', '0+', '9*+')]
@@ -42,8 +41,18 @@ def params():
 
 def answer(batch, samples=2, role='student', sampling=SAMPLING, seed=1, weights=None):
   return accuracy.answer_problems(
-      SPEC, params() if weights is None else weights, mesh(), PROBLEMS, role, VIEW, TOKENIZER,
-      sampling, samples=samples, batch=batch, seed=seed)
+    SPEC,
+    params() if weights is None else weights,
+    mesh(),
+    PROBLEMS,
+    role,
+    VIEW,
+    TOKENIZER,
+    sampling,
+    samples=samples,
+    batch=batch,
+    seed=seed,
+  )
 
 
 def assert_same(one, other):
@@ -69,10 +78,16 @@ def known_generate(spec, params, prompts, sampling, *, eos_ids, per_question, **
   texts = [text + [eos_ids[0]] * ended for text, ended in zip(texts, stopped)]
   ids = np.zeros((len(texts), sampling.max_tokens), np.int32)
   for row, text in enumerate(texts):
-    ids[row, :len(text)] = text
+    ids[row, : len(text)] = text
   zeros = np.zeros(ids.shape, np.float32)
-  return Rollout(ids=ids, length=np.array([len(t) for t in texts]), stopped=np.array(stopped),
-                 raw_logp=zeros, behaviour_logp=zeros, rollout_index=np.array([i for _, i in rows]))
+  return Rollout(
+    ids=ids,
+    length=np.array([len(t) for t in texts]),
+    stopped=np.array(stopped),
+    raw_logp=zeros,
+    behaviour_logp=zeros,
+    rollout_index=np.array([i for _, i in rows]),
+  )
 
 
 @pytest.mark.parametrize('batch', [1, 2, 3, 4, 5, 7, 13])
@@ -91,12 +106,11 @@ def test_every_verdict_stands_at_its_own_problem(monkeypatch, batch):
 def test_measure_averages_the_verdicts(monkeypatch):
   monkeypatch.setattr(accuracy.decode, 'generate', known_generate)
   config = EvaluateConfig(samples=6, sampling=SAMPLING, batch=3)
-  found, (sampled, greedy) = accuracy.measure(
-      SPEC, {}, mesh(), PROBLEMS, 'student', VIEW, TOKENIZER, config)
+  found, (sampled, greedy) = accuracy.measure(SPEC, {}, mesh(), PROBLEMS, 'student', VIEW, TOKENIZER, config)
   assert sampled.correct.shape == (5, 6) and greedy.correct.shape == (5, 1)
   assert found.sampled == mean_accuracy(sampled.correct)
   assert found.sampled.value == pytest.approx(1 / 3) and found.greedy.value == pytest.approx(2 / 5)
-  assert found.pass_at == {k: pass_at_k(sampled.correct, k) for k in (1, 2, 4)}
+  assert found.pass_at == {k: pass_at_k(sampled.correct, k) for k in (1, 2, 4, 6)}
   assert found.answered == found.stopped == pytest.approx(2 / 3)
   assert found.mean_length == pytest.approx((3 + 3 + np.mean([1, 2, 3, 4, 5])) / 3)
 
@@ -120,8 +134,7 @@ def test_seeds_draw_different_samples():
 
 def test_greedy_does_not_depend_on_the_seed():
   greedy = dataclasses.replace(SAMPLING, temperature=0.0)
-  assert_same(answer(5, samples=1, sampling=greedy, seed=1),
-              answer(5, samples=1, sampling=greedy, seed=2))
+  assert_same(answer(5, samples=1, sampling=greedy, seed=1), answer(5, samples=1, sampling=greedy, seed=2))
 
 
 def test_the_teachers_role_reads_the_teachers_prompt(monkeypatch):
@@ -130,12 +143,16 @@ def test_the_teachers_role_reads_the_teachers_prompt(monkeypatch):
   assert lengths.tolist() == [8, 6, 10, 6, 8]  # <bos>, problem, |, one digit a step, :
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    ({'samples': 0}, 'evaluate.samples is 0'), ({'batch': -1}, 'evaluate.batch is -1'),
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'samples': 0}, 'evaluate.samples is 0'),
+    ({'batch': -1}, 'evaluate.batch is -1'),
     ({'validation_samples': 0}, 'evaluate.validation_samples is 0'),
     ({'sampling': SamplingConfig(top_p=0.0)}, 'evaluate.sampling.top_p is 0'),
     ({'sampling': SamplingConfig(top_k=21)}, 'evaluate.sampling.top_k is 21'),
-])
+  ],
+)
 def test_settings_that_measure_nothing(changes, message):
   with pytest.raises(ConfigError, match=message):
     settings.validate(EvaluateConfig(**changes), 20)

@@ -20,7 +20,9 @@ def test_unknown_experiment_names_the_nearest():
     recipes.load('quickstar')
 
 
-@pytest.mark.parametrize('setting, message', [
+@pytest.mark.parametrize(
+  'setting, message',
+  [
     ('optimizer.learning_rat=1', "no field 'learning_rat'. Did you mean 'learning_rate'"),
     ('optimiser.learning_rate=1', "no field 'optimiser'. Did you mean 'optimizer'"),
     ('loop.updates=many', "loop.updates is 'many', which is not a value of type int"),
@@ -31,7 +33,8 @@ def test_unknown_experiment_names_the_nearest():
     ('loop.micro_batches=3', r'loop.micro_batches is 3; it must divide rollout.questions \(4\)'),
     ('model.vocab_size=10', 'model.vocab_size is 10, but the tokenizer has'),
     ('data.chains.steps=1', 'only 30 exist'),
-])
+  ],
+)
 def test_settings(setting, message):
   with pytest.raises(ConfigError, match=message):
     shrunk(setting)
@@ -51,11 +54,15 @@ def test_k_above_the_vocabulary():
 def test_workdir_of_another_experiment(tmp_path):
   first = shrunk()
   common.claim_workdir(str(tmp_path), first)
-  with pytest.raises(ConfigError, match='belongs to another experiment.*learning_rate: 0.001 -> 0.5') as caught:
+  with pytest.raises(
+    ConfigError, match='belongs to another experiment.*learning_rate: 0.001 -> 0.5'
+  ) as caught:
     common.claim_workdir(str(tmp_path), shrunk('optimizer.learning_rate=0.5'))
   assert 'Choose another --workdir' in str(caught.value)
   assert json.loads((tmp_path / 'config.json').read_text()) == to_dict(first), 'the owner is untouched'
-  common.claim_workdir(str(tmp_path), shrunk('loop.budget=updates:9'))  # going on for longer is no other experiment
+  common.claim_workdir(
+    str(tmp_path), shrunk('loop.budget=updates:9')
+  )  # going on for longer is no other experiment
 
 
 def test_workdir_missing():
@@ -99,8 +106,10 @@ def test_list_and_help_teach():
 def test_full_disk_stops_with_a_remedy_and_loses_nothing(tmp_path):
   """The first save of the main run meets a limit on file sizes, as a full disk would end it."""
   settings = (*tiny.ALONE, 'cold_start.updates=0', 'loop.updates=4', 'checkpoint.asynchronous=true')
-  limited = tiny.call(tiny.command('train', tmp_path, settings),
-                      preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
+  limited = tiny.call(
+    tiny.command('train', tmp_path, settings),
+    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+  )
   assert limited.returncode == 1, limited.stderr
   assert 'Saving step 2 in' in limited.stderr and 'free space or choose another --workdir' in limited.stderr
   # The array writer's own threads may still complain; the run itself ends with the line above.
@@ -111,11 +120,16 @@ def test_full_disk_stops_with_a_remedy_and_loses_nothing(tmp_path):
 
 
 def test_nan_is_skipped_counted_and_stops_the_run(tmp_path):
-  settings = (*tiny.ALONE, 'cold_start.updates=0', 'optimizer.learning_rate=1e38', 'optimizer.warmup_updates=0')
+  settings = (
+    *tiny.ALONE,
+    'cold_start.updates=0',
+    'optimizer.learning_rate=1e38',
+    'optimizer.warmup_updates=0',
+  )
   done = tiny.call(tiny.command('train', tmp_path, settings))
   assert done.returncode == 1, done.stderr
   assert '3 updates in a row were not finite' in done.stderr and 'optimizer.learning_rate' in done.stderr
   report = json.loads((tmp_path / 'failure.json').read_text())
-  assert report['bad_updates_in_a_row'] == 3 and 'grad_norm' in report['not_finite']
+  assert report['bad_updates_in_a_row'] == 3 and 'update_norm' in report['not_finite']
   rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert rows[-1]['total/skipped_updates'] == 3

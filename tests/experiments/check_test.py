@@ -11,17 +11,30 @@ def check(*settings):
 
 def test_shows_prompts_masks_gain_and_memory():
   done = check()
-  for text in ('student prompt', 'teacher prompt', 'ids (11 of 12)', 'ends at        2 <eos>', '35 of 40 positions',
-               'nats a token (random initial weights)', 'Adam moments'):
+  for text in (
+    'student prompt',
+    'teacher prompt',
+    'ids (11 of 12)',
+    'ends at        2 <eos>',
+    '35 of 40 positions',
+    'nats a token (random initial weights)',
+    'Adam moments',
+  ):
     assert text in done.stdout, (text, done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize('settings, warning', [
+@pytest.mark.parametrize(
+  'settings, warning',
+  [
     (['views.teacher={problem}:'], 'zero signal: both views'),
-    (['views.teacher={problem}|{reference}'], 'template mismatch: 64 of 64 teacher prompts end in another token'),
+    (
+      ['views.teacher={problem}|{reference}'],
+      'template mismatch: 64 of 64 teacher prompts end in another token',
+    ),
     (['views.student={reference}:'], 'leak: 64 of 64 student prompts hold the solution'),
     (['rollout.sampling.max_tokens=20', 'cold_start.updates=0'], 'budget cuts: 64 of 64 reference solutions'),
-])
+  ],
+)
 def test_warnings(settings, warning):
   done = check(*settings)
   assert done.returncode == 3 and warning in done.stderr, done.stderr

@@ -33,9 +33,13 @@ def whole(tmp_path_factory, cache) -> pathlib.Path:
 
 def start_and_kill(folder: pathlib.Path, cache: pathlib.Path, moment: Callable[[], bool]) -> bool:
   """Starts the run and kills it as soon as `moment()` is true; False if it ended before."""
-  process = subprocess.Popen(tiny.command('train', folder, SETTINGS), cwd=tiny.REPOSITORY,
-                             env=tiny.environment(cache), stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    tiny.command('train', folder, SETTINGS),
+    cwd=tiny.REPOSITORY,
+    env=tiny.environment(cache),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
   deadline = time.monotonic() + 300
   while process.poll() is None and not moment():
     assert time.monotonic() < deadline, 'the moment never came'
@@ -61,12 +65,12 @@ def without_times(path: pathlib.Path) -> list[dict]:
 def test_killed_run_equals_the_uninterrupted_one(whole, cache, tmp_path):
   folder = tmp_path / 'killed'
   moments = {
-      'in the cold start, between two checkpoints': lambda: lines(folder / 'cold_start') == 3,
-      'during a save of the cold start': lambda: saving(folder / 'cold_start'),
-      'in the main run, between two checkpoints': lambda: lines(folder) == 3,
-      'during a save of the main run': lambda: saving(folder),
-      'in a control': lambda: lines(folder / 'controls/no_privilege') >= 3,
-      'in the evaluation': lambda: (folder / 'evaluation/base.json').exists(),
+    'in the cold start, between two checkpoints': lambda: lines(folder / 'cold_start') == 3,
+    'during a save of the cold start': lambda: saving(folder / 'cold_start'),
+    'in the main run, between two checkpoints': lambda: lines(folder) == 3,
+    'during a save of the main run': lambda: saving(folder),
+    'in a control': lambda: lines(folder / 'controls/no_privilege') >= 3,
+    'in the evaluation': lambda: (folder / 'evaluation/base.json').exists(),
   }
   killed = {name: start_and_kill(folder, cache, moment) for name, moment in moments.items()}
   assert sum(killed.values()) >= 4, killed  # a save can be too short to be caught in the act

@@ -8,19 +8,42 @@ import sys
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 SETTINGS = (
-    'model.num_layers=1', 'model.embed_dim=16', 'model.num_heads=2', 'model.num_kv_heads=1',
-    'model.head_dim=8', 'model.mlp_dim=32', 'data.chains.train=200', 'data.chains.validation=8',
-    'data.chains.test=12', 'rollout.questions=4', 'cold_start.updates=4', 'cold_start.batch=8',
-    'loop.updates=6', 'loop.evaluate_every=2', 'loop.show_every=2', 'evaluate.samples=2',
-    'evaluate.batch=6', 'checkpoint.every=2', 'metrics.tensorboard=false', 'metrics.progress=none')
+  'model.num_layers=1',
+  'model.embed_dim=16',
+  'model.num_heads=2',
+  'model.num_kv_heads=1',
+  'model.head_dim=8',
+  'model.mlp_dim=32',
+  'data.chains.train=200',
+  'data.chains.validation=8',
+  'data.chains.test=12',
+  'rollout.questions=4',
+  'cold_start.updates=4',
+  'cold_start.batch=8',
+  'loop.updates=6',
+  'loop.evaluate_every=2',
+  'loop.show_every=2',
+  'evaluate.samples=2',
+  'evaluate.batch=6',
+  'checkpoint.every=2',
+  'metrics.tensorboard=false',
+  'metrics.progress=none',
+)
 ALONE = (*SETTINGS, 'controls=()')
 
 
 def command(program: str, workdir: pathlib.Path | None, settings=(), *flags: str) -> list[str]:
   """The command line of an entry point on the shrunk quickstart."""
   where = [] if workdir is None else [f'--workdir={workdir}']
-  return [sys.executable, '-m', f'experiments.{program}', '--experiment=quickstart', *where,
-          *(f'--set={s}' for s in settings), *flags]
+  return [
+    sys.executable,
+    '-m',
+    f'experiments.{program}',
+    '--experiment=quickstart',
+    *where,
+    *(f'--set={s}' for s in settings),
+    *flags,
+  ]
 
 
 def environment(cache: pathlib.Path | None = None) -> dict[str, str]:
@@ -33,5 +56,6 @@ def environment(cache: pathlib.Path | None = None) -> dict[str, str]:
 
 def call(arguments: list[str], cache: pathlib.Path | None = None, **more) -> subprocess.CompletedProcess:
   """Runs to the end, with its output as text."""
-  return subprocess.run(arguments, cwd=REPOSITORY, env=environment(cache), text=True, capture_output=True,
-                        timeout=600, **more)
+  return subprocess.run(
+    arguments, cwd=REPOSITORY, env=environment(cache), text=True, capture_output=True, timeout=600, **more
+  )

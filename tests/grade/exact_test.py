@@ -6,11 +6,24 @@ import pytest
 from opsd_jax.grade import exact
 
 
-@pytest.mark.parametrize(('completion', 'answer'), [
-    ('3+4,4*8,=8', '8'), ('=7', '7'), ('=1,=2', '2'), ('1==2', '2'), ('= 12 \n', '12'),
-    ('x = 3 = 4', '4'), ('=7,', '7,'), ('=ab c', 'ab c'),
-    ('', None), ('3+4', None), ('=', None), ('3+4,= \t', None), ('=5=', None),
-])
+@pytest.mark.parametrize(
+  ('completion', 'answer'),
+  [
+    ('3+4,4*8,=8', '8'),
+    ('=7', '7'),
+    ('=1,=2', '2'),
+    ('1==2', '2'),
+    ('= 12 \n', '12'),
+    ('x = 3 = 4', '4'),
+    ('=7,', '7,'),
+    ('=ab c', 'ab c'),
+    ('', None),
+    ('3+4', None),
+    ('=', None),
+    ('3+4,= \t', None),
+    ('=5=', None),
+  ],
+)
 def test_the_final_answer_follows_the_last_equals_sign(completion, answer):
   assert exact.final_answer(completion) == answer
 
@@ -20,11 +33,6 @@ def test_verdicts_row_by_row():
   assert graded.correct.tolist() == [True, False, False, False, True, False]
   assert graded.answered.tolist() == [True, True, False, False, True, True]
   assert graded.correct.dtype == graded.answered.dtype == np.bool_
-
-
-def test_reward_is_one_for_a_correct_row():
-  reward = exact.grade(['=7', '=8', ''], ['7', '7', '7']).reward
-  assert reward.tolist() == [1.0, 0.0, 0.0] and reward.dtype == np.float32
 
 
 def test_no_answer_is_never_right_even_where_nothing_is_expected():

@@ -86,8 +86,9 @@ def oracle_row(student, teacher, target, spec):
 
 def oracle_gradient(student, teacher, spec):
   """d loss / d student logits for full support without soft-cap: g - q sum(g), g = d/d log q."""
-  log_q, log_p = (log_softmax(x) for x in (
-    student / spec.student_temperature, teacher / spec.teacher_temperature))
+  log_q, log_p = (
+    log_softmax(x) for x in (student / spec.student_temperature, teacher / spec.teacher_temperature)
+  )
   p, q = np.exp(log_p), np.exp(log_q)
   values = oracle_entries(log_p, log_q, spec)
   m = spec.beta * p + (1 - spec.beta) * q
@@ -107,7 +108,8 @@ def oracle_gradient(student, teacher, spec):
 
 def from_logits(spec, student=STUDENT, teacher=TEACHER, target=0):
   result = reference.divergence_from_logits(
-    jnp.asarray(student), jnp.asarray(teacher), jnp.asarray(target), spec)
+    jnp.asarray(student), jnp.asarray(teacher), jnp.asarray(target), spec
+  )
   return {f.name: np.asarray(getattr(result, f.name)) for f in dataclasses.fields(result)}
 
 
@@ -123,8 +125,10 @@ def make_inputs(seed, batch, time, vocab, width=6, teacher_width=5, scale=1.5):
   rng = np.random.default_rng(seed)
   normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
   return (
-    normal(batch, time, width), scale * normal(vocab, width) / 2,
-    normal(batch, time, teacher_width), scale * normal(vocab, teacher_width) / 2,
+    normal(batch, time, width),
+    scale * normal(vocab, width) / 2,
+    normal(batch, time, teacher_width),
+    scale * normal(vocab, teacher_width) / 2,
     jnp.asarray(rng.integers(0, max(1, vocab - 3), (batch, time)), jnp.int32),
   )
 
@@ -191,10 +195,7 @@ GOLDEN = [
 GOLDEN_GRADIENT = [
   (dict(), [0.372423, -0.480497, 0.008717, -0.012604, 0.111962]),
   (dict(entry_clip_max=0.05), [0.014765, 0.050070, -0.049339, -0.035994, 0.020498]),
-  (
-    dict(entry_clip_min=0.0, entry_clip_max=0.05),
-    [0.023390, 0.009424, 0.003797, -0.042592, 0.005981],
-  ),
+  (dict(entry_clip_min=0.0, entry_clip_max=0.05), [0.023390, 0.009424, 0.003797, -0.042592, 0.005981]),
 ]
 
 
@@ -225,13 +226,12 @@ def test_golden_numbers_through_heads():
   student, teacher = (jnp.asarray(x, jnp.float32)[None, None] for x in (STUDENT, TEACHER))
   for implementation in ('reference', 'chunked'):
     result, gradients = run(
-      (student, eye, teacher, eye, targets), warm(entry_clip_max=0.05),
-      implementation=implementation)
+      (student, eye, teacher, eye, targets), warm(entry_clip_max=0.05), implementation=implementation
+    )
     np.testing.assert_allclose(result.loss, [[-0.150879]], atol=1.5e-6)
     np.testing.assert_allclose(gradients[0][0, 0], GOLDEN_GRADIENT[1][1], atol=1.5e-6)
     # d loss / d head[v, d] = d loss / d logit[v] · hidden[d].
-    np.testing.assert_allclose(
-      gradients[1], np.outer(GOLDEN_GRADIENT[1][1], STUDENT), atol=4e-6)
+    np.testing.assert_allclose(gradients[1], np.outer(GOLDEN_GRADIENT[1][1], STUDENT), atol=4e-6)
 
 
 def test_golden_top_k_reverse_kl():
@@ -247,16 +247,22 @@ def test_golden_top_k_reverse_kl():
   np.testing.assert_allclose(result['teacher_entropy'], 0.983022, atol=2e-6)
   overlap = from_logits(dataclasses.replace(spec, support='teacher_topk'), teacher=teacher)
   # Teacher's best are {1, 2}; the mass at the shared id 1 is .207124 / .639341.
-  np.testing.assert_allclose(overlap['student_mass'] - math.exp(result['student_logp']) * math.exp(
-    -2), 0.207124, atol=2e-6)
+  np.testing.assert_allclose(
+    overlap['student_mass'] - math.exp(result['student_logp']) * math.exp(-2), 0.207124, atol=2e-6
+  )
 
 
 @pytest.mark.parametrize('kind', ['forward_kl', 'reverse_kl', 'jsd'])
 @pytest.mark.parametrize('clip', [(None, None), (None, 0.05), (0.0, 0.05)])
 def test_closed_form_gradients(kind, clip):
   spec = DivergenceSpec(
-    kind=kind, beta=0.3, entry_clip_min=clip[0], entry_clip_max=clip[1],
-    student_temperature=0.8, teacher_temperature=1.2)
+    kind=kind,
+    beta=0.3,
+    entry_clip_min=clip[0],
+    entry_clip_max=clip[1],
+    student_temperature=0.8,
+    teacher_temperature=1.2,
+  )
   rng = np.random.default_rng(0)
   student, teacher = rng.normal(size=(2, 7, 11)) * 2
   expected = np.stack([oracle_gradient(s, t, spec) for s, t in zip(student, teacher, strict=True)])
@@ -289,8 +295,7 @@ def test_finite_differences(settings):
 
     @jax.jit
     def loss(student, head):
-      result = linear_divergence(
-        student, head, teacher, teacher_head, targets, spec, chunk_tokens=2)
+      result = linear_divergence(student, head, teacher, teacher_head, targets, spec, chunk_tokens=2)
       assert result.loss.dtype == jnp.float64
       return result.loss.sum()
 
@@ -350,17 +355,19 @@ def test_batch_permutation_and_masked_positions(data, seed):
   order = np.array([1, 0])
   keywords = dict(eager=True, chunk_tokens=4)
   whole, _ = run((student, head, teacher, teacher_head, targets), spec, **keywords)
-  moved, _ = run(
-    (student[order], head, teacher[order], teacher_head, targets[order]), spec, **keywords)
+  moved, _ = run((student[order], head, teacher[order], teacher_head, targets[order]), spec, **keywords)
   assert_trees_close(moved, jax.tree.map(lambda x: x[order], whole))
   # What masked positions hold changes neither the others' results nor any gradient.
   mask = jnp.broadcast_to(jnp.arange(5) < 3, (2, 5))
   junk = lambda x: jnp.where(mask[..., None], x, 3.0)  # noqa: E731
   moved, actual = run(
-    (junk(student), head, junk(teacher), teacher_head, targets * mask), spec, mask, **keywords)
+    (junk(student), head, junk(teacher), teacher_head, targets * mask), spec, mask, **keywords
+  )
   expected = run((student, head, teacher, teacher_head, targets), spec, mask, **keywords)[1]
-  assert_trees_close(jax.tree.map(lambda x: x[:, :3], (moved, actual[0])),
-                     jax.tree.map(lambda x: x[:, :3], (whole, expected[0])))
+  assert_trees_close(
+    jax.tree.map(lambda x: x[:, :3], (moved, actual[0])),
+    jax.tree.map(lambda x: x[:, :3], (whole, expected[0])),
+  )
   assert not np.any(actual[0][:, 3:])
   np.testing.assert_allclose(actual[1], expected[1], atol=2e-5)
 
@@ -378,8 +385,14 @@ def test_shift_of_logits_changes_nothing(data, shift):
 @given(st.data())
 def test_equal_distributions_give_zero(data):
   spec = dataclasses.replace(
-    data.draw(specs(11)), entry_clip_min=None, entry_clip_max=None, student_temperature=1.0,
-    teacher_temperature=1.0, student_softcap=None, teacher_softcap=None)
+    data.draw(specs(11)),
+    entry_clip_min=None,
+    entry_clip_max=None,
+    student_temperature=1.0,
+    teacher_temperature=1.0,
+    student_softcap=None,
+    teacher_softcap=None,
+  )
   hidden, head, _, _, targets = make_inputs(3, 2, 5, 11)
   result, gradients = run((hidden, head, hidden, head, targets), spec, eager=True, chunk_tokens=4)
   np.testing.assert_allclose(result.loss, 0, atol=1e-6)

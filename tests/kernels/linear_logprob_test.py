@@ -45,8 +45,7 @@ def oracle(hidden, head, targets, temperature=1.0, softcap=None, valid_vocab=Non
 
 
 def gradients_of(hidden, head, targets, **keywords):
-  return jax.grad(lambda *x: linear_logprob(*x, targets, **keywords).logp.sum(), (0, 1))(
-    hidden, head)
+  return jax.grad(lambda *x: linear_logprob(*x, targets, **keywords).logp.sum(), (0, 1))(hidden, head)
 
 
 @PROPERTY
@@ -76,7 +75,8 @@ def test_closed_form_gradient(implementation):
   arguments = make_inputs(0, 2, 5)
   expected = oracle(*arguments, temperature=0.6, valid_vocab=8)[3]
   actual = gradients_of(
-    *arguments, temperature=0.6, valid_vocab=8, implementation=implementation, chunk_tokens=4)
+    *arguments, temperature=0.6, valid_vocab=8, implementation=implementation, chunk_tokens=4
+  )
   np.testing.assert_allclose(actual[0], expected[0], atol=1e-5)
   np.testing.assert_allclose(actual[1][:8], expected[1], atol=1e-5)
   assert not np.any(actual[1][8:])
@@ -90,7 +90,8 @@ def test_finite_differences():
     @jax.jit
     def total(hidden, head):
       result = linear_logprob(
-        hidden, head, targets, temperature=0.7, softcap=3.0, valid_vocab=9, chunk_tokens=2)
+        hidden, head, targets, temperature=0.7, softcap=3.0, valid_vocab=9, chunk_tokens=2
+      )
       assert result.logp.dtype == jnp.float64
       return result.logp.sum()
 
@@ -129,8 +130,7 @@ def test_batch_permutation():
   whole = linear_logprob(hidden, head, targets, chunk_tokens=8)
   moved = linear_logprob(hidden[order], head, targets[order], chunk_tokens=8)
   for field in dataclasses.fields(whole):
-    np.testing.assert_allclose(
-      getattr(moved, field.name), getattr(whole, field.name)[order], atol=1e-6)
+    np.testing.assert_allclose(getattr(moved, field.name), getattr(whole, field.name)[order], atol=1e-6)
 
 
 def test_bfloat16_activations_with_float32_master_head():
@@ -150,7 +150,8 @@ def test_chunked_program_never_holds_all_logits():
 
   def largest(implementation):
     step = lambda *x: gradients_of(  # noqa: E731
-      *x, implementation=implementation, chunk_tokens=8)
+      *x, implementation=implementation, chunk_tokens=8
+    )
     text = jax.jit(step).lower(hidden, head, targets).compile().as_text()
     shapes = re.findall(r'\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]', text)
     return max(math.prod(int(n) for n in shape.split(',')) for shape in shapes)

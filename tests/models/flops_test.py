@@ -15,8 +15,7 @@ from opsd_jax.models.flops import forward_flops, matmul_params
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV, Context
 
-TINY = ModelSpec(vocab_size=7, num_layers=2, embed_dim=6, num_heads=4, num_kv_heads=2, head_dim=2,
-                 mlp_dim=5)
+TINY = ModelSpec(vocab_size=7, num_layers=2, embed_dim=6, num_heads=4, num_kv_heads=2, head_dim=2, mlp_dim=5)
 
 
 def test_weights_by_hand():
@@ -57,8 +56,16 @@ def test_reading_in_two_parts_costs_as_much(before, first, second, with_head):
 
 
 def test_a_real_batch_does_not_overflow():
-  spec = dataclasses.replace(TINY, num_layers=36, embed_dim=4096, num_heads=32, num_kv_heads=8,
-                             head_dim=128, mlp_dim=12288, vocab_size=151936)
+  spec = dataclasses.replace(
+    TINY,
+    num_layers=36,
+    embed_dim=4096,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_dim=12288,
+    vocab_size=151936,
+  )
   lengths = np.full(512, 32768, np.int32)
   total = forward_flops(spec, np.zeros(512, np.int32), lengths, with_head=True)
   assert total == 512 * forward_flops(spec, [0], [32768], with_head=True) > 2**58
@@ -83,8 +90,9 @@ def compiled_flops(spec, before, new, with_head):
 @pytest.mark.parametrize(('before', 'new', 'with_head'), [(0, 16, True), (24, 8, False)])
 def test_matches_the_compiler(before, new, with_head):
   # One layer, since XLA counts a loop's body once.
-  spec = ModelSpec(vocab_size=256, num_layers=1, embed_dim=128, num_heads=4, num_kv_heads=2,
-                   head_dim=32, mlp_dim=384)
+  spec = ModelSpec(
+    vocab_size=256, num_layers=1, embed_dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=384
+  )
   ours = forward_flops(spec, [before], [new], with_head=with_head)
   # XLA computes the masked half of the new tokens' square as well.
   masked = 4 * spec.num_heads * spec.head_dim * new * (new - 1) // 2

@@ -22,8 +22,9 @@ from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec, validate
 from opsd_jax.models.transformer import Context
 
-SPEC = ModelSpec(vocab_size=20, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4,
-                 mlp_dim=24)
+SPEC = ModelSpec(
+  vocab_size=20, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24
+)
 UNTIED = dataclasses.replace(SPEC, tie_embeddings=False)
 
 # Hidden states have root mean square near 1, float32 rounds at 6e-8, and a few dozen operations
@@ -62,9 +63,9 @@ def attend_head(query, key, value):
   """[S, H] each: every position looks at itself and those before it."""
   out = np.zeros_like(value)
   for t in range(len(query)):
-    scores = key[:t + 1] @ query[t] / np.sqrt(query.shape[1])
+    scores = key[: t + 1] @ query[t] / np.sqrt(query.shape[1])
     weights = np.exp(scores - scores.max())
-    out[t] = weights @ value[:t + 1] / weights.sum()
+    out[t] = weights @ value[: t + 1] / weights.sum()
   return out
 
 
@@ -105,9 +106,9 @@ def continuation_rows(spec, params, prompt_ids, prompt_length, completion_ids):
   """Hidden states [B, T, D] that predict each completion token, row by row."""
   repeats, rows = len(completion_ids) // len(prompt_ids), []
   for b, completion in enumerate(completion_ids):
-    prompt = prompt_ids[b // repeats][:prompt_length[b // repeats]]
+    prompt = prompt_ids[b // repeats][: prompt_length[b // repeats]]
     whole = np.concatenate([prompt, completion])
-    rows.append(decode_row(spec, params, whole[:-1])[len(prompt) - 1:])
+    rows.append(decode_row(spec, params, whole[:-1])[len(prompt) - 1 :])
   return np.stack(rows)
 
 
@@ -163,12 +164,16 @@ def flat(tree):
 # One call over whole rows.
 
 
-@pytest.mark.parametrize('changes', [
-  {},
-  dict(tie_embeddings=False, qk_norm=False, num_kv_heads=4),
-  dict(num_kv_heads=1, head_dim=6, rope_theta=1e6, norm_eps=1e-2),
-  dict(num_layers=1, qk_norm=False, rope_theta=10.0),
-], ids=['qwen3', 'untied-no-norm-mha', 'mqa', 'one-layer'])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    dict(tie_embeddings=False, qk_norm=False, num_kv_heads=4),
+    dict(num_kv_heads=1, head_dim=6, rope_theta=1e6, norm_eps=1e-2),
+    dict(num_layers=1, qk_norm=False, rope_theta=10.0),
+  ],
+  ids=['qwen3', 'untied-no-norm-mha', 'mqa', 'one-layer'],
+)
 def test_matches_numpy(changes):
   spec = dataclasses.replace(SPEC, **changes)
   params, (tokens, _, _) = make_params(spec), make_rows([7, 7], 1, 1)
@@ -199,16 +204,15 @@ def test_a_later_token_does_not_change_an_earlier_state():
 # Contexts: prompts read once, continuations read after them.
 
 
-@pytest.mark.parametrize(('lengths', 'per_question', 'width', 'pad_to'), [
-  ((1, 3, 5), 2, 4, None),
-  ((1, 1), 3, 1, None),
-  ((4,), 1, 3, 9),
-], ids=['ragged', 'one-token', 'padded'])
+@pytest.mark.parametrize(
+  ('lengths', 'per_question', 'width', 'pad_to'),
+  [((1, 3, 5), 2, 4, None), ((1, 1), 3, 1, None), ((4,), 1, 3, 9)],
+  ids=['ragged', 'one-token', 'padded'],
+)
 def test_continuations_match_whole_rows(lengths, per_question, width, pad_to):
   rows = make_rows(lengths, per_question, width, pad_to=pad_to)
   hidden = continuation(SPEC, make_params(SPEC), *rows)
-  np.testing.assert_allclose(
-    hidden, continuation_rows(SPEC, make_params(SPEC), *rows), **HIDDEN)
+  np.testing.assert_allclose(hidden, continuation_rows(SPEC, make_params(SPEC), *rows), **HIDDEN)
 
 
 def test_prompts_are_read_without_their_last_token():
@@ -217,8 +221,9 @@ def test_prompts_are_read_without_their_last_token():
   context = read(SPEC, make_params(SPEC), prompts, lengths)
   np.testing.assert_array_equal(context.length, [0, 2, 4])
   assert context.kv.key.shape[2] == 4
-  np.testing.assert_array_equal(model.last_token(prompts, lengths),
-                                [prompts[0, 0], prompts[1, 2], prompts[2, 4]])
+  np.testing.assert_array_equal(
+    model.last_token(prompts, lengths), [prompts[0, 0], prompts[1, 2], prompts[2, 4]]
+  )
 
 
 def test_a_shared_context_and_an_own_one_match_whole_rows():
@@ -234,8 +239,7 @@ def test_a_shared_context_and_an_own_one_match_whole_rows():
     _, kv = model.apply(SPEC, params, inputs[:, :2], positions[:, :2], (prompt,))
     padded = jax.tree.map(lambda x: jnp.concatenate([x, 7 * jnp.ones_like(x)], axis=2), kv)
     cache = Context(padded, jnp.full(4, 2))
-    return model.apply(SPEC, params, inputs[:, 2:4], positions[:, 2:], (prompt, cache),
-                       keep_kv=False)
+    return model.apply(SPEC, params, inputs[:, 2:4], positions[:, 2:], (prompt, cache), keep_kv=False)
 
   hidden, nothing = in_two_calls(params)
   assert nothing is None
@@ -259,8 +263,9 @@ def test_padding_cannot_matter(lengths, seed):
   padded = np.arange(5)[None] >= lengths[:, None]
   finished = np.arange(4)[None] >= ends[:, None]
   hidden = continuation(SPEC, params, prompts, lengths, tail)
-  changed = continuation(SPEC, params, np.where(padded, other_prompts, prompts), lengths,
-                         np.where(finished, other_tail, tail))
+  changed = continuation(
+    SPEC, params, np.where(padded, other_prompts, prompts), lengths, np.where(finished, other_tail, tail)
+  )
   # Entry t reads the tokens before t: one past the end is real too. Masked weights are exactly 0.
   real = np.arange(4)[None] <= ends[:, None]
   np.testing.assert_array_equal(np.asarray(hidden)[real], np.asarray(changed)[real])
@@ -293,8 +298,8 @@ def through_whole_rows(params, spec=UNTIED):
   prompts, lengths, tail = ROWS
   tokens = np.zeros((6, 8), np.int32)
   for b, completion in enumerate(tail):
-    whole = np.concatenate([prompts[b // 2][:lengths[b // 2]], completion[:-1]])
-    tokens[b, :len(whole)] = whole
+    whole = np.concatenate([prompts[b // 2][: lengths[b // 2]], completion[:-1]])
+    tokens[b, : len(whole)] = whole
   hidden, _ = model.apply(spec, params, tokens, count_up(tokens), keep_kv=False)
   at = np.repeat(lengths - 1, 2)[:, None] + np.arange(4)[None]
   return jnp.sum(PULL * jnp.take_along_axis(hidden, at[..., None], axis=1))
@@ -332,8 +337,7 @@ def test_gradients_match_differences_of_the_oracle():
     return np.sum(PULL * continuation_rows(UNTIED, moved, *ROWS))
 
   difference = (along(1e-5) - along(-1e-5)) / 2e-5
-  products = jax.tree.map(lambda g, d: np.sum(np.asarray(g, np.float64) * d),
-                          shared_gradient(), direction)
+  products = jax.tree.map(lambda g, d: np.sum(np.asarray(g, np.float64) * d), shared_gradient(), direction)
   # float32 gradients against central differences good to 3e-7 (measured: 1e-6).
   assert sum(jax.tree.leaves(products)) == pytest.approx(difference, rel=GRADIENT)
 
@@ -346,8 +350,10 @@ def test_recomputation_does_not_change_gradients(remat):
 
 
 def test_recomputation_holds_less_memory():
-  held = {remat: compiled_gradient(dataclasses.replace(UNTIED, remat=remat)).memory_analysis()
-          for remat in ('none', 'dots', 'full')}
+  held = {
+    remat: compiled_gradient(dataclasses.replace(UNTIED, remat=remat)).memory_analysis()
+    for remat in ('none', 'dots', 'full')
+  }
   held = {remat: memory.temp_size_in_bytes for remat, memory in held.items()}
   assert held['full'] < held['dots'] < held['none']
 
@@ -372,6 +378,16 @@ def test_bfloat16_keeps_float32_weights_and_gradients():
   # Forward and backward roundings together; some percent of the gradient's norm.
   gap = np.linalg.norm(flat(narrow) - flat(wide)) / np.linalg.norm(flat(wide))
   assert 1e-3 < gap < 0.06
+
+
+def test_weights_for_decoding_compute_the_same():
+  params = model.for_decoding(BFLOAT16, make_params(UNTIED))
+  dtypes = jax.tree_util.tree_map_with_path(lambda path, x: (path[-1].key, x.dtype.name), params)
+  pairs = set(jax.tree.leaves(dtypes, is_leaf=lambda x: isinstance(x, tuple)))
+  assert {dtype for name, dtype in pairs if name != 'scale'} == {'bfloat16'}
+  assert {dtype for name, dtype in pairs if name == 'scale'} == {'float32'}
+  narrow, wide = (whole_rows(BFLOAT16, p, ROWS[0])[0] for p in (params, make_params(UNTIED)))
+  np.testing.assert_array_equal(narrow, wide)
 
 
 # Birth and layout of the weights.
@@ -408,13 +424,20 @@ def test_initial_weights_are_a_function_of_the_seed_alone():
 def test_initial_weights_have_the_scale_of_their_inputs():
   params = born_whole()[0]
   attend, mlp = params['layers']['attention'], params['layers']['mlp']
-  inputs = [(params['embedding'], 64), (params['head'], 64), (attend['query'], 64),
-            (attend['key'], 64), (attend['value'], 64), (attend['out'], 16), (mlp['gate'], 64),
-            (mlp['up'], 64), (mlp['down'], 96)]
+  inputs = [
+    (params['embedding'], 64),
+    (params['head'], 64),
+    (attend['query'], 64),
+    (attend['key'], 64),
+    (attend['value'], 64),
+    (attend['out'], 16),
+    (mlp['gate'], 64),
+    (mlp['up'], 64),
+    (mlp['down'], 96),
+  ]
   for weights, fan_in in inputs:
     # The standard error of a standard deviation is 1 / sqrt(2 n); five of them.
-    assert np.std(np.asarray(weights)) * fan_in**0.5 == pytest.approx(
-      1, abs=5 / np.sqrt(2 * weights.size))
+    assert np.std(np.asarray(weights)) * fan_in**0.5 == pytest.approx(1, abs=5 / np.sqrt(2 * weights.size))
   assert set(np.asarray(params['final_norm']['scale']).tolist()) == {1.0}
 
 
@@ -429,11 +452,16 @@ def test_weights_are_born_sharded():
   attend, mlp = params['layers']['attention'], params['layers']['mlp']
   f, t = 'fsdp', 'tensor'
   expected = {
-    'embedding': (params['embedding'], (t, f)), 'head': (params['head'], (t, f)),
-    'query': (attend['query'], (None, f, t, None)), 'key': (attend['key'], (None, f, t, None)),
-    'value': (attend['value'], (None, f, t, None)), 'out': (attend['out'], (None, t, None, f)),
-    'gate': (mlp['gate'], (None, f, t)), 'up': (mlp['up'], (None, f, t)),
-    'down': (mlp['down'], (None, t, f)), 'norm': (params['final_norm']['scale'], (None,)),
+    'embedding': (params['embedding'], (t, f)),
+    'head': (params['head'], (t, f)),
+    'query': (attend['query'], (None, f, t, None)),
+    'key': (attend['key'], (None, f, t, None)),
+    'value': (attend['value'], (None, f, t, None)),
+    'out': (attend['out'], (None, t, None, f)),
+    'gate': (mlp['gate'], (None, f, t)),
+    'up': (mlp['up'], (None, f, t)),
+    'down': (mlp['down'], (None, t, f)),
+    'norm': (params['final_norm']['scale'], (None,)),
   }
   for name, (array, axes) in expected.items():
     assert spec_of(array) == axes, name
@@ -459,17 +487,21 @@ def lowered_on(mesh_or_none):
 
 
 def test_layouts_are_in_the_lowered_program():
-  pinned = re.findall(r'sharding_constraint %\w+ <@mesh, (.*)> : tensor<(.*)xf32>',
-                      lowered_on(cube()).as_text())
+  pinned = re.findall(
+    r'sharding_constraint %\w+ <@mesh, (.*)> : tensor<(.*)xf32>', lowered_on(cube()).as_text()
+  )
   rows = '{"data", "fsdp"}'
-  assert sorted(pinned) == sorted([
-    (f'[{rows}, {{}}, {{}}]', '4x5x16'),                     # embedded tokens
-    (f'[{rows}, {{}}, {{"tensor"}}, {{}}]', '4x5x4x4'),      # queries
-    (f'[{rows}, {{}}, {{"tensor"}}, {{}}]', '4x5x2x4'),      # keys
-    (f'[{rows}, {{}}, {{"tensor"}}, {{}}]', '4x5x2x4'),      # values
-    (f'[{rows}, {{}}, {{"tensor"}}]', '4x5x24'),             # inside the MLP
-    (f'[{rows}, {{}}, {{}}]', '4x5x16'),                     # the residual stream
-  ])
+  assert sorted(pinned) == sorted(
+    [
+      ('[{"tensor"}, {}]', '20x16'),  # the embedding table
+      (f'[{rows}, {{}}, {{}}]', '4x5x16'),  # embedded tokens
+      (f'[{rows}, {{}}, {{"tensor"}}, {{}}]', '4x5x4x4'),  # queries
+      (f'[{rows}, {{}}, {{"tensor"}}, {{}}]', '4x5x2x4'),  # keys
+      (f'[{rows}, {{}}, {{"tensor"}}, {{}}]', '4x5x2x4'),  # values
+      (f'[{rows}, {{}}, {{"tensor"}}]', '4x5x24'),  # inside the MLP
+      (f'[{rows}, {{}}, {{}}]', '4x5x16'),  # the residual stream
+    ]
+  )
 
 
 def test_layouts_are_absent_without_a_mesh():
@@ -486,15 +518,20 @@ def test_compiled_outputs_are_sharded():
 # Specs that make no model.
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-  (dict(num_layers=0), 'model.num_layers is 0; it must be positive.'),
-  (dict(vocab_size=-1), 'model.vocab_size is -1; it must be positive.'),
-  (dict(mlp_dim=0), 'model.mlp_dim is 0; it must be positive.'),
-  (dict(num_kv_heads=3), 'model.num_heads is 4, not a multiple of model.num_kv_heads (3)'),
-  (dict(head_dim=5), 'model.head_dim is 5; rotary embedding needs an even one.'),
-  (dict(dtype='bfloat'), "model.dtype is 'bfloat', which is not a choice. Did you mean 'bfloat16'"),
-  (dict(remat='dot'), "model.remat is 'dot', which is not a choice. Did you mean 'dots'?"),
-])
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(num_layers=0), 'model.num_layers is 0; it must be positive.'),
+    (dict(vocab_size=-1), 'model.vocab_size is -1; it must be positive.'),
+    (dict(mlp_dim=0), 'model.mlp_dim is 0; it must be positive.'),
+    (dict(num_kv_heads=3), 'model.num_heads is 4, not a multiple of model.num_kv_heads (3)'),
+    (dict(head_dim=5), 'model.head_dim is 5; rotary embedding needs an even one.'),
+    (dict(rope_theta=0.0), 'model.rope_theta is 0.0; it must be positive.'),
+    (dict(norm_eps=-1e-6), 'model.norm_eps is -1e-06; it must be positive.'),
+    (dict(dtype='bfloat'), "model.dtype is 'bfloat', which is not a choice. Did you mean 'bfloat16'"),
+    (dict(remat='dot'), "model.remat is 'dot', which is not a choice. Did you mean 'dots'?"),
+  ],
+)
 def test_a_bad_spec_is_refused(changes, message):
   with pytest.raises(ConfigError, match=re.escape(message)):
     validate(dataclasses.replace(SPEC, **changes))

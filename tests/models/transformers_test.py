@@ -92,16 +92,33 @@ run_warpers(given, out)
 np.savez('out.npz', **out)
 """
 
-SPEC = ModelSpec(vocab_size=40, num_layers=3, embed_dim=24, num_heads=4, num_kv_heads=2, head_dim=8,
-                 mlp_dim=36, rope_theta=5000.0, norm_eps=1e-5)
+SPEC = ModelSpec(
+  vocab_size=40,
+  num_layers=3,
+  embed_dim=24,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  mlp_dim=36,
+  rope_theta=5000.0,
+  norm_eps=1e-5,
+)
 SPECS = {
   'qwen3': SPEC,
   'untied': dataclasses.replace(SPEC, tie_embeddings=False),
   'llama': dataclasses.replace(SPEC, tie_embeddings=False, qk_norm=False),
 }
 # temperature, top_k (0: all), top_p, min_p
-SETTINGS = [(1, 0, 1, 0), (0.6, 0, 1, 0), (1, 5, 1, 0), (1, 0, 0.8, 0), (1, 0, 1, 0.1),
-            (1.5, 10, 0.9, 0), (0.7, 20, 0.95, 0.05), (2, 0, 0.5, 0.3)]
+SETTINGS = [
+  (1, 0, 1, 0),
+  (0.6, 0, 1, 0),
+  (1, 5, 1, 0),
+  (1, 0, 0.8, 0),
+  (1, 0, 1, 0.1),
+  (1.5, 10, 0.9, 0),
+  (0.7, 20, 0.95, 0.05),
+  (2, 0, 0.5, 0.3),
+]
 EOS = 7
 
 
@@ -120,9 +137,13 @@ def reference_python() -> str:
 def given():
   rng = np.random.default_rng(0)
   return dict(
-    tokens=rng.integers(0, 40, (3, 11)), prompts=rng.integers(0, 40, (4, 6)),
-    prompt_length=np.array([1, 6, 3, 4]), eos=np.array(EOS), settings=np.float64(SETTINGS),
-    rows=(rng.normal(size=(6, 40)) * 3).astype(np.float32))
+    tokens=rng.integers(0, 40, (3, 11)),
+    prompts=rng.integers(0, 40, (4, 6)),
+    prompt_length=np.array([1, 6, 3, 4]),
+    eos=np.array(EOS),
+    settings=np.float64(SETTINGS),
+    rows=(rng.normal(size=(6, 40)) * 3).astype(np.float32),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -132,8 +153,9 @@ def reference(tmp_path_factory):
   np.savez(folder / 'given.npz', **given())
   (folder / 'program.py').write_text(PROGRAM)
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-  done = subprocess.run([python, 'program.py'], cwd=folder, env=environment, text=True,
-                        capture_output=True, timeout=300)
+  done = subprocess.run(
+    [python, 'program.py'], cwd=folder, env=environment, text=True, capture_output=True, timeout=300
+  )
   assert done.returncode == 0, done.stderr
   return dict(np.load(folder / 'out.npz'))
 
@@ -143,8 +165,9 @@ def load(reference, name):
   spec = SPECS[name]
 
   def layers(key, *shape):
-    stacked = [reference[f'{name}/model.layers.{i}.{key}.weight'].T.reshape(shape)
-               for i in range(spec.num_layers)]
+    stacked = [
+      reference[f'{name}/model.layers.{i}.{key}.weight'].T.reshape(shape) for i in range(spec.num_layers)
+    ]
     return jnp.asarray(np.stack(stacked))
 
   width, heads, kv_heads = spec.embed_dim, spec.num_heads, spec.num_kv_heads
@@ -155,8 +178,9 @@ def load(reference, name):
     'out': layers('self_attn.o_proj', heads, spec.head_dim, width),
   }
   if spec.qk_norm:
-    attend |= {f'{which}_norm': {'scale': layers(f'self_attn.{which[0]}_norm', -1)}
-               for which in ('query', 'key')}
+    attend |= {
+      f'{which}_norm': {'scale': layers(f'self_attn.{which[0]}_norm', -1)} for which in ('query', 'key')
+    }
   params = {
     'embedding': jnp.asarray(reference[f'{name}/model.embed_tokens.weight']),
     'final_norm': {'scale': jnp.asarray(reference[f'{name}/model.norm.weight'])},
@@ -164,8 +188,14 @@ def load(reference, name):
       'attention': attend,
       'attention_norm': {'scale': layers('input_layernorm', -1)},
       'mlp_norm': {'scale': layers('post_attention_layernorm', -1)},
-      'mlp': {ours: layers(f'mlp.{ours}_proj', rows, columns) for ours, rows, columns in (
-        ('gate', width, spec.mlp_dim), ('up', width, spec.mlp_dim), ('down', spec.mlp_dim, width))},
+      'mlp': {
+        ours: layers(f'mlp.{ours}_proj', rows, columns)
+        for ours, rows, columns in (
+          ('gate', width, spec.mlp_dim),
+          ('up', width, spec.mlp_dim),
+          ('down', spec.mlp_dim, width),
+        )
+      },
     },
   }
   if not spec.tie_embeddings:
@@ -188,16 +218,25 @@ def test_logits_match(reference, name):
   assert expected.std() > 0.5, 'logits near 0 would match anything'
 
 
-@pytest.mark.parametrize(('name', 'eos_ids'), [
-  ('qwen3', ()), ('qwen3', (EOS,)), ('untied', (EOS,)), ('llama', ())])
+@pytest.mark.parametrize(
+  ('name', 'eos_ids'), [('qwen3', ()), ('qwen3', (EOS,)), ('untied', (EOS,)), ('llama', ())]
+)
 def test_greedy_generation_matches_token_for_token(reference, name, eos_ids):
-  prompts = Prompts(ids=np.int32(given()['prompts']), length=np.int32(given()['prompt_length']),
-                    problem_id=np.arange(4, dtype=np.uint32))
-  rollout = decode.generate(SPECS[name], load(reference, name), prompts,
-                            SamplingConfig(temperature=0.0, max_tokens=12), eos_ids=eos_ids)
+  prompts = Prompts(
+    ids=np.int32(given()['prompts']),
+    length=np.int32(given()['prompt_length']),
+    problem_id=np.arange(4, dtype=np.uint32),
+  )
+  rollout = decode.generate(
+    SPECS[name],
+    load(reference, name),
+    prompts,
+    SamplingConfig(temperature=0.0, max_tokens=12),
+    eos_ids=eos_ids,
+  )
   for q in range(4):
     expected = reference[f'{name}/greedy{q}/{len(eos_ids)}']
-    assert np.asarray(rollout.ids[q, :rollout.length[q]]).tolist() == expected.tolist()
+    assert np.asarray(rollout.ids[q, : rollout.length[q]]).tolist() == expected.tolist()
 
 
 def test_some_greedy_rows_end_early(reference):

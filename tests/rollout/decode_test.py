@@ -49,8 +49,9 @@ def make_prompts(lengths=(1, 3, 5, 2), width=5, seed=0, first_id=2**32 - 2):
 
 def generate(prompts, config=CONFIG, *, eos_ids=(EOS,), per_question=2, params=None, **more):
   params = make_params(SPEC) if params is None else params
-  rollout = decode.generate(SPEC, params, prompts, config, eos_ids=eos_ids,
-                            per_question=per_question, valid_vocab=VALID, **more)
+  rollout = decode.generate(
+    SPEC, params, prompts, config, eos_ids=eos_ids, per_question=per_question, valid_vocab=VALID, **more
+  )
   return jax.tree.map(np.asarray, rollout)
 
 
@@ -144,7 +145,7 @@ def test_ids_beyond_the_valid_vocabulary_are_never_drawn():
   params = dict(make_params(SPEC))
   prompts = make_prompts(lengths=(5, 5, 5, 5))
   # Copies of the likeliest rows, twice as large: without the mask they would win nearly always.
-  params['head'] = params['head'].at[VALID:].set(2 * params['head'][:SPEC.vocab_size - VALID])
+  params['head'] = params['head'].at[VALID:].set(2 * params['head'][: SPEC.vocab_size - VALID])
   for seed in range(5):
     rollout = generate(prompts, params=params, seed=seed)
     assert rollout.ids.max() < VALID and np.isfinite(rollout.raw_logp).all()
@@ -168,8 +169,7 @@ def test_a_row_does_not_depend_on_its_slot(order):
 def test_a_row_does_not_depend_on_its_mates(question, seed):
   mine, others = make_prompts(), make_prompts((5, 1, 2, 4), seed=seed, first_id=seed)
   keep = np.arange(4) == question
-  mixed = jax.tree.map(lambda a, b: np.where(keep.reshape(-1, *[1] * (a.ndim - 1)), a, b),
-                       mine, others)
+  mixed = jax.tree.map(lambda a, b: np.where(keep.reshape(-1, *[1] * (a.ndim - 1)), a, b), mine, others)
   rows = [2 * question, 2 * question + 1]
   assert_same(rows_of(generate(mixed), rows), rows_of(whole_rollout(), rows))
 
@@ -188,8 +188,7 @@ def test_seed_and_step_change_the_draws(changes):
 
 
 def test_problem_and_rollout_change_the_draws():
-  same = dataclasses.replace(take(make_prompts((5,)), [0, 0, 0, 0]),
-                             problem_id=np.uint32([0, 1, 2, 3]))
+  same = dataclasses.replace(take(make_prompts((5,)), [0, 0, 0, 0]), problem_id=np.uint32([0, 1, 2, 3]))
   assert len({tuple(row) for row in generate(same).ids.tolist()}) == 8
 
 
@@ -209,8 +208,17 @@ def test_greedy_is_the_argmax_of_whole_sequences():
 
 # Where rows end: a chain whose token t is followed by token t + 1, and 7 by 0.
 
-CHAIN = ModelSpec(vocab_size=8, num_layers=1, embed_dim=8, num_heads=1, num_kv_heads=1, head_dim=2,
-                  mlp_dim=2, tie_embeddings=False, qk_norm=False)
+CHAIN = ModelSpec(
+  vocab_size=8,
+  num_layers=1,
+  embed_dim=8,
+  num_heads=1,
+  num_kv_heads=1,
+  head_dim=2,
+  mlp_dim=2,
+  tie_embeddings=False,
+  qk_norm=False,
+)
 GREEDY = SamplingConfig(temperature=0.0, max_tokens=5)
 LAST = [6, 3, 0, 7, 2]  # the prompts' last tokens
 
@@ -219,15 +227,22 @@ def chain_params(log_probs):
   """A model with next-token log-probabilities log_probs[last, next]: its layers add nothing."""
   params = jax.tree.map(lambda x: jnp.zeros(x.shape), model.abstract_params(CHAIN, one_device()))
   # A one-hot embedding has root mean square 8^-1/2, which the final norm divides by.
-  return params | {'embedding': jnp.eye(8), 'head': jnp.asarray(log_probs, jnp.float32).T / 8**0.5,
-                   'final_norm': {'scale': jnp.ones(8)}}
+  return params | {
+    'embedding': jnp.eye(8),
+    'head': jnp.asarray(log_probs, jnp.float32).T / 8**0.5,
+    'final_norm': {'scale': jnp.ones(8)},
+  }
 
 
 def run_chain(config=GREEDY, eos_ids=(7, 4), **more):
-  prompts = Prompts(ids=np.int32([[1, t] for t in LAST]), length=np.full(5, 2, np.int32),
-                    problem_id=np.arange(5, dtype=np.uint32))
-  rollout = decode.generate(CHAIN, chain_params(50 * np.eye(8)[(np.arange(8) + 1) % 8]), prompts,
-                            config, eos_ids=eos_ids, **more)
+  prompts = Prompts(
+    ids=np.int32([[1, t] for t in LAST]),
+    length=np.full(5, 2, np.int32),
+    problem_id=np.arange(5, dtype=np.uint32),
+  )
+  rollout = decode.generate(
+    CHAIN, chain_params(50 * np.eye(8)[(np.arange(8) + 1) % 8]), prompts, config, eos_ids=eos_ids, **more
+  )
   return jax.tree.map(np.asarray, rollout)
 
 
@@ -295,10 +310,14 @@ def test_tokens_follow_the_model_jointly():
   rng = np.random.default_rng(0)
   table = rng.dirichlet(np.ones(8), size=8)
   count = 4096
-  prompts = Prompts(ids=np.full((count, 1), 3, np.int32), length=np.ones(count, np.int32),
-                    problem_id=np.arange(count, dtype=np.uint32))
-  rollout = decode.generate(CHAIN, chain_params(np.log(table)), prompts,
-                            SamplingConfig(max_tokens=2), eos_ids=())
+  prompts = Prompts(
+    ids=np.full((count, 1), 3, np.int32),
+    length=np.ones(count, np.int32),
+    problem_id=np.arange(count, dtype=np.uint32),
+  )
+  rollout = decode.generate(
+    CHAIN, chain_params(np.log(table)), prompts, SamplingConfig(max_tokens=2), eos_ids=()
+  )
   pairs = np.asarray(rollout.ids) @ [8, 1]
   expected = count * (table[3][:, None] * table).ravel()
   counts, large = np.bincount(pairs, minlength=64), expected > 5
@@ -315,8 +334,13 @@ def test_new_prompts_do_not_recompile():
   whole_rollout()
   programs = decode._generate._cache_size()
   for seed in range(3):
-    generate(make_prompts((2, 5, 1, 4), seed=seed, first_id=seed), seed=seed, step=seed + 1,
-             loss_temperature=0.5 + seed, max_tokens=np.arange(8))
+    generate(
+      make_prompts((2, 5, 1, 4), seed=seed, first_id=seed),
+      seed=seed,
+      step=seed + 1,
+      loss_temperature=0.5 + seed,
+      max_tokens=np.arange(8),
+    )
   assert decode._generate._cache_size() == programs
 
 
@@ -329,8 +353,9 @@ def on_the_cube():
   with jax.set_mesh(mesh):
     prompts = decode.place_prompts(mesh, make_prompts())
     numbers = (jnp.uint32(0), jnp.uint32(0), jnp.float32(1))
-    lowered = decode._generate.lower(SPEC, params, prompts, jnp.full(8, 6), *numbers, CONFIG,
-                                     (EOS,), 2, VALID)
+    lowered = decode._generate.lower(
+      SPEC, params, prompts, jnp.full(8, 6), *numbers, CONFIG, (EOS,), 2, VALID
+    )
     compiled = lowered.compile()
     rollout = compiled(params, prompts, jnp.full(8, 6), *numbers)
     return lowered.as_text(), compiled.as_text(), jax.tree.map(np.asarray, rollout)
@@ -351,10 +376,19 @@ def test_the_cache_is_sharded_on_eight_devices():
 # Widths an update may be compiled for.
 
 
-@pytest.mark.parametrize(('length', 'buckets', 'largest', 'expected'), [
-  (3, (), 48, 48), (0, (8, 16), 48, 8), (8, (8, 16), 48, 8), (9, (8, 16), 48, 16),
-  (17, (8, 16), 48, 48), (48, (8, 16), 48, 48), (9, (8, 16, 99), 12, 12), (5, (48,), 48, 48),
-])
+@pytest.mark.parametrize(
+  ('length', 'buckets', 'largest', 'expected'),
+  [
+    (3, (), 48, 48),
+    (0, (8, 16), 48, 8),
+    (8, (8, 16), 48, 8),
+    (9, (8, 16), 48, 16),
+    (17, (8, 16), 48, 48),
+    (48, (8, 16), 48, 48),
+    (9, (8, 16, 99), 12, 12),
+    (5, (48,), 48, 48),
+  ],
+)
 def test_bucket(length, buckets, largest, expected):
   assert bucket(length, buckets, largest) == expected
 
@@ -367,12 +401,15 @@ def test_a_bucket_is_the_narrowest_that_fits(length, buckets):
   assert not any(length <= b < width for b in buckets)
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-  (dict(questions=0), r'rollout.questions is 0; it must be positive'),
-  (dict(per_question=0), r'rollout.per_question is 0; it must be positive'),
-  (dict(buckets=(8, 4)), r'rollout.buckets is \(8, 4\); widths must be positive and ascending'),
-  (dict(buckets=(0, 4)), r'rollout.buckets is \(0, 4\); widths must be positive and ascending'),
-])
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(questions=0), r'rollout.questions is 0; it must be positive'),
+    (dict(per_question=0), r'rollout.per_question is 0; it must be positive'),
+    (dict(buckets=(8, 4)), r'rollout.buckets is \(8, 4\); widths must be positive and ascending'),
+    (dict(buckets=(0, 4)), r'rollout.buckets is \(0, 4\); widths must be positive and ascending'),
+  ],
+)
 def test_bad_settings_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     validate(RolloutConfig(**changes), 9)

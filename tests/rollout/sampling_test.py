@@ -76,20 +76,36 @@ def check_truncation(logits, config):
 ROWS = np.random.default_rng(0).normal(size=(6, 11)) * 3
 
 
-@pytest.mark.parametrize('changes', [
-  {}, dict(temperature=0.3), dict(temperature=2.5), dict(temperature=0),
-  dict(top_k=1), dict(top_k=4), dict(top_k=11), dict(top_p=0.9), dict(top_p=1e-6), dict(min_p=0.1),
-  dict(top_k=5, top_p=0.7), dict(top_p=0.95, min_p=0.05),
-  dict(temperature=1.7, top_k=6, top_p=0.8, min_p=0.1),
-], ids=str)
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    dict(temperature=0.3),
+    dict(temperature=2.5),
+    dict(temperature=0),
+    dict(top_k=1),
+    dict(top_k=4),
+    dict(top_k=11),
+    dict(top_p=0.9),
+    dict(top_p=1e-6),
+    dict(min_p=0.1),
+    dict(top_k=5, top_p=0.7),
+    dict(top_p=0.95, min_p=0.05),
+    dict(temperature=1.7, top_k=6, top_p=0.8, min_p=0.1),
+  ],
+  ids=str,
+)
 def test_truncation_matches_numpy(changes):
   check_truncation(ROWS, SamplingConfig(**changes))
 
 
 CONFIGS = st.builds(
-  SamplingConfig, temperature=st.sampled_from([0.5, 1.0, 2.0]),
-  top_k=st.sampled_from([None, 1, 3, 8]), top_p=st.sampled_from([0.2, 0.63, 0.97, 1.0]),
-  min_p=st.sampled_from([0.0, 0.07, 0.33]))
+  SamplingConfig,
+  temperature=st.sampled_from([0.5, 1.0, 2.0]),
+  top_k=st.sampled_from([None, 1, 3, 8]),
+  top_p=st.sampled_from([0.2, 0.63, 0.97, 1.0]),
+  min_p=st.sampled_from([0.0, 0.07, 0.33]),
+)
 
 
 @hypothesis.settings(max_examples=40)
@@ -123,8 +139,11 @@ def test_each_rule_works_on_what_the_one_before_left():
   np.testing.assert_allclose(np.exp(alone[0]), [4 / 7, 3 / 7, 0, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize('changes', [{}, dict(top_k=3), dict(top_p=0.5), dict(min_p=0.2),
-                                     dict(top_k=5, top_p=0.999999, min_p=1e-9)], ids=str)
+@pytest.mark.parametrize(
+  'changes',
+  [{}, dict(top_k=3), dict(top_p=0.5), dict(min_p=0.2), dict(top_k=5, top_p=0.999999, min_p=1e-9)],
+  ids=str,
+)
 def test_tokens_excluded_before_stay_excluded(changes):
   logits = np.where(np.arange(11)[None] < 7, ROWS, -np.inf)
   out = np.asarray(sampling.truncate(jnp.asarray(logits, jnp.float32), SamplingConfig(**changes)))
@@ -187,18 +206,31 @@ SLICE = 2e-6
 
 
 @hypothesis.settings(max_examples=40)
-@hypothesis.given(st.sampled_from([1, 2, 127, 128, 129, 300]), st.integers(0, 2**32 - 1),
-                  st.sampled_from([0.0, 0.5, 0.98]),
-                  st.lists(st.floats(0, ALMOST_ONE, width=32), min_size=61, max_size=61))
+@hypothesis.given(
+  st.sampled_from([1, 2, 127, 128, 129, 300]),
+  st.integers(0, 2**32 - 1),
+  st.sampled_from([0.0, 0.5, 0.98]),
+  st.lists(st.floats(0, ALMOST_ONE, width=32), min_size=61, max_size=61),
+)
 def test_inverse_cdf_matches_brute_force(size, seed, holes, uniforms):
   edges = [0.0, float(np.float32(2**-24)), ALMOST_ONE]
   check_slices(holed(size, seed, holes), np.float32(uniforms + edges), SLICE)
 
 
-@pytest.mark.parametrize('probs', [
-  [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1], [1], [0, .5, 0, .5, 0],
-  [0] * 200 + [1] + [0] * 200, [.5] + [0] * 127 + [.5] + [0] * 3, [0] * 127 + [.5, .5] + [0] * 300,
-], ids=len)
+@pytest.mark.parametrize(
+  'probs',
+  [
+    [0, 0, 1, 0],
+    [1, 0, 0, 0],
+    [0, 0, 0, 1],
+    [1],
+    [0, 0.5, 0, 0.5, 0],
+    [0] * 200 + [1] + [0] * 200,
+    [0.5] + [0] * 127 + [0.5] + [0] * 3,
+    [0] * 127 + [0.5, 0.5] + [0] * 300,
+  ],
+  ids=len,
+)
 def test_mass_at_the_edges_of_blocks(probs):
   check_slices(np.float64(probs), np.float32([0, 2**-24, 0.25, 0.75, ALMOST_ONE]), SLICE)
 
@@ -289,11 +321,13 @@ def _uniforms(seed, step, problems, rollouts, position):
 BASE = (7, 3, [11, 11, 2**32 - 1], [0, 1, 0], 5)
 
 
-@pytest.mark.parametrize(('which', 'value'), [
-  (0, 8), (1, 4), (2, [12, 13, 14]), (3, [2, 3, 4]), (4, 6)],
-  ids=['seed', 'step', 'problem', 'rollout', 'position'])
+@pytest.mark.parametrize(
+  ('which', 'value'),
+  [(0, 8), (1, 4), (2, [12, 13, 14]), (3, [2, 3, 4]), (4, 6)],
+  ids=['seed', 'step', 'problem', 'rollout', 'position'],
+)
 def test_every_count_changes_every_draw(which, value):
-  changed = [*BASE[:which], value, *BASE[which + 1:]]
+  changed = [*BASE[:which], value, *BASE[which + 1 :]]
   assert (draw(*BASE) != draw(*changed)).all()
 
 
@@ -309,8 +343,12 @@ def test_draws_depend_on_nothing_but_the_counts():
 def test_counts_are_not_confused_with_one_another():
   # 4 problems, rollouts, positions, steps and seeds: every combination has its own number.
   grid = np.stack(np.meshgrid(*[np.arange(4)] * 2), -1).reshape(-1, 2)
-  draws = [draw(seed, step, grid[:, 0], grid[:, 1], position)
-           for seed in range(4) for step in range(4) for position in range(4)]
+  draws = [
+    draw(seed, step, grid[:, 0], grid[:, 1], position)
+    for seed in range(4)
+    for step in range(4)
+    for position in range(4)
+  ]
   # Of 1024 numbers on a grid of 2^23, a repeat has probability 0.06; mixed-up counts repeat many.
   assert len(set(np.concatenate(draws).tolist())) >= 1023
 
@@ -330,15 +368,18 @@ def test_positions_are_uncorrelated():
 # Settings.
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-  (dict(temperature=-1.0), 's.temperature is -1.0; use 0 for greedy, or more.'),
-  (dict(top_k=0), 's.top_k is 0; it must lie in 1..9'),
-  (dict(top_k=10), 's.top_k is 10; it must lie in 1..9'),
-  (dict(top_p=0.0), 's.top_p is 0.0; it must lie in (0, 1].'),
-  (dict(top_p=1.1), 's.top_p is 1.1; it must lie in (0, 1].'),
-  (dict(min_p=1.0), 's.min_p is 1.0; it must lie in [0, 1).'),
-  (dict(max_tokens=0), 's.max_tokens is 0; it must be positive.'),
-])
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(temperature=-1.0), 's.temperature is -1.0; use 0 for greedy, or more.'),
+    (dict(top_k=0), 's.top_k is 0; it must lie in 1..9'),
+    (dict(top_k=10), 's.top_k is 10; it must lie in 1..9'),
+    (dict(top_p=0.0), 's.top_p is 0.0; it must lie in (0, 1].'),
+    (dict(top_p=1.1), 's.top_p is 1.1; it must lie in (0, 1].'),
+    (dict(min_p=1.0), 's.min_p is 1.0; it must lie in [0, 1).'),
+    (dict(max_tokens=0), 's.max_tokens is 0; it must be positive.'),
+  ],
+)
 def test_bad_settings_are_refused(changes, message):
   with pytest.raises(ConfigError, match=re.escape(message)):
     validate_sampling('s', SamplingConfig(**changes), 9)

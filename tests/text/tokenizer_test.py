@@ -62,10 +62,13 @@ def test_a_repeated_character_is_named():
     lib.validate(TextConfig(alphabet='abca'))
 
 
-@pytest.mark.parametrize(('config', 'message'), [
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
     (TextConfig(alphabet=''), 'text.alphabet is empty'),
     (TextConfig(tokenizer='character'), "text.tokenizer is 'character'.*'characters'"),
-])
+  ],
+)
 def test_settings_that_cannot_work(config, message):
   with pytest.raises(ConfigError, match=message):
     lib.validate(config)

@@ -9,8 +9,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.train import ledger
 from opsd_jax.train.ledger import Ledger
 
-SPEC = ModelSpec(vocab_size=7, num_layers=2, embed_dim=6, num_heads=4, num_kv_heads=2, head_dim=4,
-                 mlp_dim=10)
+SPEC = ModelSpec(vocab_size=7, num_layers=2, embed_dim=6, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=10)
 # Two questions of 3 and 2 prompt tokens, two completions each.
 PROMPTS, COMPLETIONS = np.array([3, 2]), np.array([4, 1, 2, 3])
 
@@ -51,27 +50,36 @@ def test_flops_of_rows_are_sums_over_their_tokens():
 
 
 def test_flops_of_a_large_model_do_not_overflow():
-  large = ModelSpec(vocab_size=151_936, num_layers=36, embed_dim=4096, num_heads=32,
-                    num_kv_heads=8, head_dim=128, mlp_dim=12_288)
-  found = flops.forward_flops(large, np.zeros(512, np.int32), np.full(512, 32_768, np.int32),
-                              with_head=True)
+  large = ModelSpec(
+    vocab_size=151_936,
+    num_layers=36,
+    embed_dim=4096,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_dim=12_288,
+  )
+  found = flops.forward_flops(large, np.zeros(512, np.int32), np.full(512, 32_768, np.int32), with_head=True)
   assert found > 2 * 7.5e9 * 512 * 32_768  # Seven and a half billion weights, two FLOPs each.
 
 
 def test_sampling_reads_each_prompt_once():
   assert ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS) == Ledger(
-      sampled=10, prompt_sampler=5, flops=READING)
+    sampled=10, prompt_sampler=5, flops=READING
+  )
 
 
 def test_training_costs_three_forwards():
   assert ledger.student_entry(SPEC, PROMPTS, COMPLETIONS) == Ledger(
-      scored_student=10, prompt_student=5, flops=3 * READING)
+    scored_student=10, prompt_student=5, flops=3 * READING
+  )
 
 
 def test_a_teacher_view_has_its_own_prompts():
   wanted = reading_flops([8, 5], [[4, 1], [2, 3]])
   assert ledger.teacher_entry(SPEC, np.array([8, 5]), COMPLETIONS) == Ledger(
-      scored_teacher=10, prompt_teacher=13, flops=wanted)
+    scored_teacher=10, prompt_teacher=13, flops=wanted
+  )
 
 
 def test_a_prompt_of_one_token_has_no_prefill():
@@ -80,12 +88,22 @@ def test_a_prompt_of_one_token_has_no_prefill():
 
 
 def test_an_update_adds_up():
-  total = (Ledger() + ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS)
-           + ledger.student_entry(SPEC, PROMPTS, COMPLETIONS)
-           + ledger.teacher_entry(SPEC, PROMPTS, COMPLETIONS)
-           + ledger.teacher_entry(SPEC, PROMPTS, COMPLETIONS))
-  assert total == Ledger(sampled=10, scored_student=10, scored_teacher=20, prompt_sampler=5,
-                         prompt_student=5, prompt_teacher=10, flops=6 * READING)
+  total = (
+    Ledger()
+    + ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS)
+    + ledger.student_entry(SPEC, PROMPTS, COMPLETIONS)
+    + ledger.teacher_entry(SPEC, PROMPTS, COMPLETIONS)
+    + ledger.teacher_entry(SPEC, PROMPTS, COMPLETIONS)
+  )
+  assert total == Ledger(
+    sampled=10,
+    scored_student=10,
+    scored_teacher=20,
+    prompt_sampler=5,
+    prompt_student=5,
+    prompt_teacher=10,
+    flops=6 * READING,
+  )
 
 
 def test_counts_are_whole_python_numbers():

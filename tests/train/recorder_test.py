@@ -26,6 +26,7 @@ def _write(folder, steps, cfg=QUIET, resume_step=None):
 def _strict(line):
   def refuse(constant):
     raise ValueError(constant)
+
   return json.loads(line, parse_constant=refuse)
 
 
@@ -34,7 +35,8 @@ def test_lines_hold_scalars_with_wall_clock_figures_apart(tmp_path):
     recorder.write(3, {'loss': jnp.float32(0.5), 'tokens': np.int64(7)}, {'seconds': 2.0})
     # Read before closing: each line is on disk as soon as it is written.
     assert jsonlines.read(tmp_path / 'metrics.jsonl') == [
-        {'step': 3, 'loss': 0.5, 'tokens': 7, 'time': {'seconds': 2.0}}]
+      {'step': 3, 'loss': 0.5, 'tokens': 7, 'time': {'seconds': 2.0}}
+    ]
 
 
 def test_names_of_the_line_are_refused(tmp_path):
@@ -44,8 +46,9 @@ def test_names_of_the_line_are_refused(tmp_path):
 
 def test_non_finite_numbers_are_strict_json_and_come_back(tmp_path):
   with open_recorder(tmp_path, QUIET) as recorder:
-    recorder.write(1, {'loss': math.nan, 'up': math.inf, 'down': jnp.float32(-jnp.inf)},
-                   {'seconds': math.nan})
+    recorder.write(
+      1, {'loss': math.nan, 'up': math.inf, 'down': jnp.float32(-jnp.inf)}, {'seconds': math.nan}
+    )
   line = (tmp_path / 'metrics.jsonl').read_text()
   assert _strict(line)['loss'] == 'nan'
   row = jsonlines.read(tmp_path / 'metrics.jsonl')[0]
@@ -102,10 +105,13 @@ def test_a_missing_tracker_says_how_to_install_it(tmp_path, monkeypatch, package
 
 def test_wandb_gets_flat_scalars_and_one_run_a_folder(tmp_path, monkeypatch):
   calls, ids = [], []
-  run = types.SimpleNamespace(log=lambda data, step: calls.append((step, data)),
-                              finish=lambda: calls.append('finish'))
+  run = types.SimpleNamespace(
+    log=lambda data, step: calls.append((step, data)), finish=lambda: calls.append('finish')
+  )
+
   def init(**settings):
     return ids.append((settings['id'], settings['resume'])) or run
+
   monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
   cfg = MetricsConfig(tensorboard=False, wandb='mine')
   _write(tmp_path, [1], cfg)
@@ -117,9 +123,11 @@ def test_wandb_gets_flat_scalars_and_one_run_a_folder(tmp_path, monkeypatch):
 
 def test_trackio_gets_flat_scalars(tmp_path, monkeypatch):
   calls = []
-  module = types.SimpleNamespace(init=lambda **settings: calls.append(settings['project']),
-                                 log=lambda data, step: calls.append((step, data['loss'])),
-                                 finish=lambda: calls.append('finish'))
+  module = types.SimpleNamespace(
+    init=lambda **settings: calls.append(settings['project']),
+    log=lambda data, step: calls.append((step, data['loss'])),
+    finish=lambda: calls.append('finish'),
+  )
   monkeypatch.setitem(sys.modules, 'trackio', module)
   _write(tmp_path, [1], MetricsConfig(tensorboard=False, trackio='mine'))
   assert calls == ['mine', (1, 1.0), 'finish']

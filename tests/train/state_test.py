@@ -12,10 +12,19 @@ from opsd_jax.distill.config import TeacherConfig
 from opsd_jax.train import state as lib
 from opsd_jax.train.config import OptimizerConfig
 
-CONFIG = OptimizerConfig(learning_rate=0.1, schedule='linear', warmup_updates=1, decay_updates=4,
-                         beta1=0.8, beta2=0.9, epsilon=1e-3, weight_decay=0.05, clip_norm=1.0)
+CONFIG = OptimizerConfig(
+  learning_rate=0.1,
+  schedule='linear',
+  warmup_updates=2,
+  decay_updates=4,
+  beta1=0.8,
+  beta2=0.9,
+  epsilon=1e-3,
+  weight_decay=0.05,
+  clip_norm=1.0,
+)
 EMA = TeacherConfig('ema', ema_decay=0.7)
-RATES = [0.0, 0.1, 0.1 * 2 / 3, 0.1 / 3]  # One update of warm-up, then down to 0 at update 4.
+RATES = [0.05, 0.1, 0.1, 0.05]  # Two updates of warm-up, then down to 0 at update 4.
 
 
 def tree(values):
@@ -29,8 +38,12 @@ def flat(weights):
 
 START = np.array([0.5, -1.0, 2.0, 0.1, -0.3, 1.5])
 # The norms of the first and the third are above 1, that of the second is not.
-GRADIENTS = [np.array([3.0, -1.0, 0.5, 0.0, 2.0, -2.0]), np.array([0.1, 0.2, -0.3, 0.4, 0.0, 0.1]),
-             np.array([-1.0, 4.0, 0.2, 0.3, 0.5, 0.6]), np.array([0.3, 0.1, 0.1, -0.9, 0.2, 0.2])]
+GRADIENTS = [
+  np.array([3.0, -1.0, 0.5, 0.0, 2.0, -2.0]),
+  np.array([0.1, 0.2, -0.3, 0.4, 0.0, 0.1]),
+  np.array([-1.0, 4.0, 0.2, 0.3, 0.5, 0.6]),
+  np.array([0.3, 0.1, 0.1, -0.9, 0.2, 0.2]),
+]
 
 
 def adamw(config, gradients, rates):
@@ -51,7 +64,7 @@ def adamw(config, gradients, rates):
 
 @functools.cache
 def machinery(config=CONFIG, teacher=EMA):
-  """A fresh state and a compiled step `(state, gradients, loss) -> (state, norm, stepped)`."""
+  """A fresh state and a compiled step `(state, gradients, loss) -> (state, norms, stepped)`."""
   optimizer = lib.make_optimizer(config)
   step = jax.jit(functools.partial(lib.step, optimizer=optimizer, teacher=teacher))
   return lib.create(tree(START), optimizer, teacher), step
@@ -60,10 +73,11 @@ def machinery(config=CONFIG, teacher=EMA):
 def test_steps_are_those_of_adamw():
   state, step = machinery()
   wanted = adamw(CONFIG, GRADIENTS, RATES)
-  for gradient, weights in zip(GRADIENTS, wanted):
-    state, norm, stepped = step(state, tree(gradient), jnp.float32(1.0))
+  for gradient, weights, before in zip(GRADIENTS, wanted, [START, *wanted]):
+    state, norms, stepped = step(state, tree(gradient), jnp.float32(1.0))
     assert bool(stepped)
-    np.testing.assert_allclose(norm, np.linalg.norm(gradient), rtol=1e-6)  # Before clipping.
+    np.testing.assert_allclose(norms['grad_norm'], np.linalg.norm(gradient), rtol=1e-6)  # Before clipping.
+    np.testing.assert_allclose(norms['update_norm'], np.linalg.norm(weights - before), rtol=1e-5)
     np.testing.assert_allclose(flat(state.params), weights, rtol=2e-6, atol=1e-6)
   assert np.abs(wanted[-1] - START).max() > 0.05
 
@@ -94,10 +108,17 @@ def poison(value):
   return gradient
 
 
-@pytest.mark.parametrize(('gradient', 'loss'), [
-    (poison(math.nan), 1.0), (poison(math.inf), 1.0), (poison(-math.inf), 1.0),
-    (poison(1e30), 1.0), (GRADIENTS[1], math.nan), (GRADIENTS[1], math.inf),
-])
+@pytest.mark.parametrize(
+  ('gradient', 'loss'),
+  [
+    (poison(math.nan), 1.0),
+    (poison(math.inf), 1.0),
+    (poison(-math.inf), 1.0),
+    (poison(1e30), 1.0),
+    (GRADIENTS[1], math.nan),
+    (GRADIENTS[1], math.inf),
+  ],
+)
 def test_what_is_not_finite_changes_nothing(gradient, loss):
   fresh, step = machinery()
   before, _, _ = step(fresh, tree(GRADIENTS[0]), jnp.float32(1.0))
@@ -112,15 +133,22 @@ def test_what_is_not_finite_changes_nothing(gradient, loss):
   np.testing.assert_allclose(flat(resumed.params), wanted, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(('changes', 'rates'), [
+@pytest.mark.parametrize(
+  ('changes', 'rates'),
+  [
     (dict(schedule='constant'), {0: 1.0, 1: 1.0, 1000: 1.0}),
-    (dict(schedule='constant', warmup_updates=4), {0: 0.0, 1: 0.25, 3: 0.75, 4: 1.0, 99: 1.0}),
+    (dict(schedule='constant', warmup_updates=4), {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0, 99: 1.0}),
     (dict(schedule='linear', decay_updates=10), {0: 1.0, 5: 0.5, 9: 0.1, 10: 0.0, 50: 0.0}),
-    (dict(schedule='linear', warmup_updates=2, decay_updates=10),
-     {0: 0.0, 1: 0.5, 2: 1.0, 6: 0.5, 10: 0.0, 11: 0.0}),
-    (dict(schedule='cosine', warmup_updates=4, decay_updates=16),
-     {0: 0.0, 2: 0.5, 4: 1.0, 8: 0.75, 10: 0.5, 12: 0.25, 16: 0.0, 40: 0.0}),
-])
+    (
+      dict(schedule='linear', warmup_updates=2, decay_updates=10),
+      {0: 0.5, 1: 1.0, 2: 1.0, 6: 0.5, 10: 0.0, 11: 0.0},
+    ),
+    (
+      dict(schedule='cosine', warmup_updates=4, decay_updates=16),
+      {0: 0.25, 2: 0.75, 3: 1.0, 4: 1.0, 8: 0.75, 10: 0.5, 12: 0.25, 16: 0.0, 40: 0.0},
+    ),
+  ],
+)
 def test_schedules_at_their_key_points(changes, rates):
   schedule = lib.schedule(OptimizerConfig(learning_rate=2e-3, **changes))
   found = {update: float(schedule(update)) for update in rates}
@@ -144,9 +172,18 @@ def test_moments_and_average_are_float32():
   assert len(wide) == 4 and all(x.dtype == jnp.float32 for x in wide)
 
 
-def test_the_abstract_state_is_what_a_checkpoint_is_restored_into():
+def test_the_description_is_what_a_checkpoint_is_restored_into():
   state, _ = machinery()
-  abstract = lib.abstract(state)
-  assert jax.tree.structure(abstract) == jax.tree.structure(state)
-  for shape, leaf in zip(jax.tree.leaves(abstract), jax.tree.leaves(state)):
+  found = lib.describe(tree(START), lib.make_optimizer(CONFIG), EMA)
+  assert jax.tree.structure(found) == jax.tree.structure(state)
+  for shape, leaf in zip(jax.tree.leaves(found), jax.tree.leaves(state)):
     assert (shape.shape, shape.dtype, shape.sharding) == (leaf.shape, leaf.dtype, leaf.sharding)
+
+
+def test_a_step_that_overflows_is_not_taken():
+  """Loss and gradient are finite, the step is not: 1e30 squared is beyond float32."""
+  state, step = machinery(OptimizerConfig(learning_rate=1e30), TeacherConfig())
+  after, norms, stepped = step(state, tree(GRADIENTS[0]), jnp.float32(1.0))
+  assert not bool(stepped)
+  assert np.isfinite(norms['grad_norm']) and np.isinf(norms['update_norm'])  # What a report can name.
+  jax.tree.map(np.testing.assert_array_equal, after, state)
