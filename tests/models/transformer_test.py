@@ -36,7 +36,7 @@ GRADIENT = 1e-5
 
 # Most of a test's time goes into optimising programs that run once. This halves it and more, and
 # leaves alone how a program is partitioned.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+QUICK = {'xla_backend_optimization_level': 0}
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
