@@ -46,6 +46,12 @@ def command(program: str, workdir: pathlib.Path | None, settings=(), *flags: str
   ]
 
 
+def with_full_disk(arguments: list[str], limit: int = 8192) -> list[str]:
+  """The same command, in a process whose files cannot grow beyond `limit` bytes."""
+  limited = f'import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); '
+  return [sys.executable, '-c', limited + 'os.execv(sys.argv[1], sys.argv[1:])', *arguments]
+
+
 def environment(cache: pathlib.Path | None = None) -> dict[str, str]:
   """One CPU device; with `cache`, programs compiled by an earlier process are used again."""
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1'}
