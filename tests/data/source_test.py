@@ -1,6 +1,9 @@
 """Splits do not overlap, and the data of an update depends on the seed and its number alone."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from opsd_jax.config import ConfigError
 from opsd_jax.data import source
 from opsd_jax.data.chains import ChainsConfig, make_problem
+from opsd_jax.data.config import FieldsConfig
 from opsd_jax.data.source import DataConfig, Splits
 
 SMALL = DataConfig(chains=ChainsConfig(steps=3, train=60, validation=12, test=20))
@@ -123,3 +127,149 @@ def test_settings_of_the_source_are_checked():
   with pytest.raises(ConfigError, match='data.chains.steps'):
     source.validate(DataConfig(chains=ChainsConfig(steps=-1)))
   source.validate(SMALL)
+
+
+# --- Problems of files.
+
+
+def write(path, texts):
+  rows = [{'problem': t, 'solution': f'because {t}', 'answer': i} for i, t in enumerate(texts)]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """30 different problems to train on, two of them twice, and 9 for the test."""
+  write(tmp_path / 'train.jsonl', [*(f'train {i}' for i in range(30)), 'train 3', 'train 17'])
+  write(tmp_path / 'test.jsonl', [f'test {i}' for i in range(9)])
+  return tmp_path
+
+
+def of_files(path, **changes):
+  return DataConfig(source='files', path=str(path), **({'validation_problems': 5} | changes))
+
+
+def texts(problems):
+  return [p.problem for p in problems]
+
+
+def test_splits_of_files(folder):
+  splits = source.load(of_files(folder))
+  assert texts(splits.test) == [f'test {i}' for i in range(9)]
+  held, rest = texts(splits.validation), texts(splits.train)
+  assert len(set(held)) == len(held) == 5 and not set(held) & set(rest)
+  assert set(held) | set(rest) == {f'train {i}' for i in range(30)}
+  first = splits.test[0]
+  assert (first.id, first.answer, first.solution) == ('test/0', '0', 'because test 0')
+  assert first.source == folder.name
+
+
+def test_the_seed_of_the_data_chooses_what_is_held_out(folder):
+  validations = [texts(source.load(of_files(folder, seed=seed)).validation) for seed in (0, 1, 0)]
+  assert validations[0] == validations[2] != validations[1]
+
+
+def test_the_test_set_stays_whatever_else_is_held_out(folder):
+  for changes in ({'test_problems': 4}, {'test': None, 'test_problems': 4}):
+    few, many = (source.load(of_files(folder, validation_problems=n, **changes)) for n in (2, 9))
+    assert list(few.test) == list(many.test) and len(few.test) == 4
+    assert len(set(texts([*few.test, *few.validation, *few.train]))) >= 30
+
+
+def test_the_test_problems_can_be_held_out_of_one_file(folder):
+  splits = source.load(of_files(folder / 'train.jsonl', test=None, test_problems=7))
+  parts = [set(texts(s)) for s in (splits.train, splits.validation, splits.test)]
+  assert [len(p) for p in parts] == [18, 5, 7] and len(set().union(*parts)) == 30
+
+
+def test_splits_have_other_names_and_places(folder):
+  write(folder / 'olympiad.jsonl', ['hard 1', 'hard 2'])
+  assert texts(source.load(of_files(folder, test='olympiad')).test) == ['hard 1', 'hard 2']
+  assert texts(source.load(of_files(folder, test='olymp*.jsonl')).test) == ['hard 1', 'hard 2']
+
+
+def test_a_test_problem_that_is_trained_on(folder):
+  write(folder / 'test.jsonl', ['test 1', 'train 9'])
+  with pytest.raises(ConfigError, match="1 problems stand in both train and test, such as 'train 9'"):
+    source.load(of_files(folder))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'validation_problems': 30}, ['data.validation_problems is 30', '30 different problems']),
+    ({'test': None, 'test_problems': 31}, ['data.test_problems is 31']),
+    ({'test': None, 'test_problems': 27}, ['data.validation_problems is 5', '3 different']),
+    ({'test': 'dev'}, ["no split 'dev'", 'test.jsonl, train.jsonl']),
+    ({'path': 'nowhere'}, ['nowhere does not exist']),
+    ({'fields': FieldsConfig(id='solution')}, ["id 'because train 3'", 'data.fields.id=none']),
+    ({'fields': FieldsConfig(problem='question')}, ['train.jsonl, line 1', "no field 'question'"]),
+  ],
+)
+def test_data_that_cannot_work(folder, changes, words):
+  with pytest.raises(ConfigError) as caught:
+    source.load(of_files(**{'path': folder} | changes))
+  assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_bad_line_is_found_when_the_data_are_loaded(folder):
+  with open(folder / 'train.jsonl', 'a') as file:
+    file.write('{"problem": \n')
+  with pytest.raises(ConfigError, match='train.jsonl, line 33 is not JSON'):
+    source.load(of_files(folder))
+
+
+def test_one_file_has_no_test_split(folder):
+  with pytest.raises(ConfigError, match='data.path=.*train.jsonl is one file.*data.test=none'):
+    source.load(of_files(folder / 'train.jsonl'))
+
+
+def test_digit_chains_import_nothing_that_they_do_not_need():
+  program = 'import sys; from opsd_jax.data import source; print(*sys.modules)'
+  done = subprocess.run([sys.executable, '-c', program], text=True, capture_output=True, check=True)
+  assert not {'grain', 'pyarrow', 'tensorflow_datasets'} & set(done.stdout.split())
+
+
+# --- Which problems belong to an update, and to a host.
+
+
+def test_the_order_of_runs_that_are_under_way_does_not_change():
+  drawn = [source.problems_of_update(range(10), 4, 3, step) for step in range(5)]
+  assert drawn == [[9, 6, 0, 2], [1, 4, 7, 5], [4, 1, 2, 8], [5, 0, 7, 9], [7, 4, 1, 8]]
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 8), st.integers(0, 3), st.integers(0, 20))
+def test_hosts_share_one_global_order(each, hosts, more, seed, step):
+  count = each * hosts
+  problems = range(count + more)
+  whole = source.problems_of_update(problems, count, seed, step)
+  parts = [source.problems_of_update(problems, count, seed, step, host, hosts) for host in range(hosts)]
+  assert [p for part in parts for p in part] == whole and {len(part) for part in parts} == {each}
+
+
+@pytest.mark.parametrize(('host', 'hosts'), [(0, 3), (4, 4), (-1, 2), (0, 0)])
+def test_an_update_divides_over_its_hosts(host, hosts):
+  with pytest.raises(ConfigError, match='takes 8 problems, which do not divide over'):
+    source.problems_of_update(range(20), 8, 0, 0, host, hosts)
+
+
+def test_an_update_of_files(folder):
+  train = source.load(of_files(folder)).train
+  drawn = [p.id for step in range(len(train) // 4) for p in source.problems_of_update(train, 4, 0, step)]
+  assert len(set(drawn)) == len(drawn) == len(train) // 4 * 4
+
+
+def test_cold_start_rows_of_files_are_worked_solutions(folder):
+  config = of_files(folder)
+  train = source.load(config).train
+  rows = source.cold_start_examples(config, train, batch=6, teacher_rows=2, seed=0, step=1)
+  assert [r.role for r in rows] == ['teacher'] * 2 + ['student'] * 4
+  assert [r.problem for r in rows] == source.problems_of_update(train, 6, 0, 1)
+  assert all(r.completion == r.problem.solution == f'because {r.problem.problem}' for r in rows)
+
+
+def test_a_cold_start_needs_worked_solutions(folder):
+  config = of_files(folder, fields=FieldsConfig(solution=None))
+  with pytest.raises(ConfigError, match='no worked solution.*data.fields.solution.*cold_start.updates=0'):
+    source.cold_start_examples(config, source.load(config).train, 4, 2, 0, 0)

@@ -1,0 +1,135 @@
+"""From a row of somebody's data to a `Problem`."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from opsd_jax.config import ConfigError, nearest
+from opsd_jax.data.config import FieldsConfig
+from opsd_jax.records import Problem
+
+_MISSING = object()
+
+
+def reader(
+  fields: FieldsConfig, split: str, source: str, where: Callable[[int], str]
+) -> Callable[[int, Mapping[str, Any]], Problem]:
+  """The function (row number, row) -> `Problem` of a split.
+
+  Args:
+    fields: what the row's fields are called.
+    split: begins the ids of rows that have none.
+    source: name of the data set, kept in every problem.
+    where: the place of a row, for messages.
+  """
+
+  def read(number: int, row: Mapping[str, Any]) -> Problem:
+    place, number = where(number), int(number)
+    problem = _filled(row, fields.problem, 'problem', place)
+    solution, answer = _solution_and_answer(fields, row, place)
+    return Problem(
+      id=f'{split}/{number}' if fields.id is None else _filled(row, fields.id, 'id', place).strip(),
+      problem=problem,
+      solution=solution,
+      answer=answer,
+      source=source,
+      meta={name.split('.')[-1]: text(row, name, 'meta', place) for name in fields.meta},
+    )
+
+  return read
+
+
+def _solution_and_answer(fields: FieldsConfig, row: Mapping[str, Any], place: str) -> tuple[str, str]:
+  marker = fields.answer_marker
+  solution = '' if fields.solution is None else text(row, fields.solution, 'solution', place)
+  if not marker:
+    return solution, _filled(row, fields.answer, 'answer', place).strip()
+  before, found, answer = solution.rpartition(marker)
+  if not found or not answer.strip():
+    raise ConfigError(
+      f'{place}: the field {fields.solution!r} has no answer after {marker!r} (data.fields.answer_marker); '
+      'mend the row or leave it out.'
+    )
+  return before.strip(), answer.strip()
+
+
+def _filled(row: Mapping[str, Any], name: str, role: str, place: str) -> str:
+  """A text that must not be blank."""
+  found = text(row, name, role, place)
+  if not found.strip():
+    raise ConfigError(f'{place}: the field {name!r} (data.fields.{role}) is blank; leave the row out.')
+  return found
+
+
+def text(row: Mapping[str, Any], name: str, role: str, place: str) -> str:
+  """The field `name` of a row as text; `27.0` is '27'.
+
+  Raises:
+    ConfigError: the row lacks the field, or it is neither a text nor a number.
+  """
+  value = _look_up(row, name)
+  setting = f'data.fields.{role}'
+  if value is _MISSING:
+    raise ConfigError(f'{place} has no field {name!r} ({setting}).{_others(name, row)}')
+  if value is None:
+    raise ConfigError(f'{place}: the field {name!r} ({setting}) is null; leave the row out.')
+  if isinstance(value, Mapping):
+    inside = ', '.join(f'{name}.{key}' for key in value)
+    raise ConfigError(f'{place}: the field {name!r} ({setting}) is a group of fields; name one: {inside}.')
+  if isinstance(value, list | tuple | np.ndarray):
+    raise ConfigError(
+      f'{place}: the field {name!r} ({setting}) is a list of {len(value)}; name one of its items, such as '
+      f'{name}.0, or make it a text.'
+    )
+  try:
+    return _as_text(value)
+  except ValueError as error:
+    raise ConfigError(f'{place}: the field {name!r} ({setting}) is {error}.') from error
+
+
+def _others(name: str, row: Mapping[str, Any]) -> str:
+  """The nearest name, and all that there are."""
+  present = sorted(names(row))
+  close = nearest(name, present)
+  return close if 'Valid names' in close else f'{close} It has {", ".join(present)}.'
+
+
+def _as_text(value: Any) -> str:
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, bytes):
+    return value.decode()  # UnicodeDecodeError is a ValueError
+  if isinstance(value, bool):
+    return 'true' if value else 'false'
+  if isinstance(value, float):
+    if not math.isfinite(value):
+      raise ValueError(f'{value}, not a finite number')
+    return str(int(value)) if value.is_integer() else repr(value)
+  return str(value)
+
+
+def _look_up(row: Any, name: str) -> Any:
+  """The value under a dotted name, or `_MISSING`; a field whose own name has dots is found as well."""
+  if isinstance(row, Mapping) and name in row:
+    return row[name]
+  first, dot, rest = name.partition('.')
+  if isinstance(row, Mapping):
+    value = row.get(first, _MISSING)
+  elif isinstance(row, list | tuple | np.ndarray) and first.isdecimal() and int(first) < len(row):
+    value = row[int(first)]
+  else:
+    return _MISSING
+  return _look_up(value, rest) if dot else value
+
+
+def names(row: Any, prefix: str = '') -> Iterator[str]:
+  """Dotted names of everything in a row; of a list, the first item's."""
+  if isinstance(row, Mapping):
+    items = row.items()
+  else:
+    items = [('0', row[0])] if isinstance(row, list | tuple) and row else []
+  for key, value in items:
+    yield f'{prefix}{key}'
+    yield from names(value, f'{prefix}{key}.')
