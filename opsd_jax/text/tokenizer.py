@@ -1,19 +1,27 @@
-"""Text to token ids and back."""
+"""Text to token ids and back: what the project asks of a tokenizer, and the one a config names."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
-from opsd_jax.config import require, require_choice
+from opsd_jax.text import config as config_lib
+from opsd_jax.text import pretrained
+from opsd_jax.text.characters import CharacterTokenizer
+from opsd_jax.text.chat import Message
+from opsd_jax.text.config import TokenizerConfig
 
 
 class Tokenizer(Protocol):
-  """What the rest of the project asks of a tokenizer. Ids are the truth; text is for people."""
+  """Ids are the truth; text is for people.
+
+  Data (a problem, a solution) and templates are encoded differently: a control token such as
+  `<|im_end|>` is one id where a template writes it, and ordinary text where a problem does. To put
+  data into a template: `encode_template(chat([Message('user', protect(data))]))`.
+  """
 
   @property
   def vocab_size(self) -> int:
-    """Number of ids; the model's head may be wider."""
+    """Number of ids, added ones included; the model's head may be wider."""
 
   @property
   def eos_ids(self) -> tuple[int, ...]:
@@ -21,10 +29,19 @@ class Tokenizer(Protocol):
 
   @property
   def bos_ids(self) -> tuple[int, ...]:
-    """Ids that begin a prompt; may be empty."""
+    """Ids that begin a prompt made without the chat template; may be empty."""
 
   def encode(self, text: str) -> list[int]:
-    """Ids of `text`, with no special token added."""
+    """Ids of a text that is data: no special token is added, none is read from it."""
+
+  def protect(self, text: str) -> str:
+    """Marks the control tokens spelled out in a data text, so that `encode_template` spares them."""
+
+  def encode_template(self, text: str) -> list[int]:
+    """Ids of a rendered template; control tokens that no `protect` marked become their ids."""
+
+  def plain(self, text: str) -> str:
+    """A protected or rendered text without its marks, as a person reads it."""
 
   def decode(self, ids: Sequence[int]) -> str:
     """Text of `ids`, special tokens left out."""
@@ -32,68 +49,31 @@ class Tokenizer(Protocol):
   def token_text(self, token: int) -> str:
     """How one id is shown to a person; special tokens by name."""
 
+  def chat(self, messages: Sequence[Message], *, thinking: bool | None = None) -> str:
+    """The conversation up to where the model's answer begins; contents go in as they are.
 
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-  """Which tokenizer.
+    Args:
+      messages: the turns.
+      thinking: whether the model is to think first; None leaves that to its template.
 
-  Attributes:
-    tokenizer: `characters`: one id a character of `alphabet`, after <pad>, <bos> and <eos>.
-    alphabet: characters known to the `characters` tokenizer.
-  """
-
-  tokenizer: Literal['characters'] = 'characters'
-  alphabet: str = '0123456789+-*=,|:'
+    Raises:
+      ConfigError: there is no chat template, or it refuses the conversation.
+    """
 
 
-@dataclasses.dataclass(frozen=True)
-class CharacterTokenizer:
-  """One id a character. Ids 0, 1, 2 are <pad>, <bos>, <eos>."""
-
-  alphabet: str
-  special: tuple[str, ...] = ('<pad>', '<bos>', '<eos>')
-
-  @property
-  def vocab_size(self) -> int:
-    return len(self.special) + len(self.alphabet)
-
-  @property
-  def bos_ids(self) -> tuple[int, ...]:
-    return (self.special.index('<bos>'),)
-
-  @property
-  def eos_ids(self) -> tuple[int, ...]:
-    return (self.special.index('<eos>'),)
-
-  def encode(self, text: str) -> list[int]:
-    unknown = sorted(set(text) - set(self.alphabet))
-    require(not unknown, f'text {text!r} holds {unknown}, which text.alphabet lacks; add them to it.')
-    ids = _ids(self.alphabet, len(self.special))
-    return [ids[c] for c in text]
-
-  def decode(self, ids: Sequence[int]) -> str:
-    return ''.join(self.token_text(i) for i in ids if i >= len(self.special))
-
-  def token_text(self, token: int) -> str:
-    if token < len(self.special):
-      return self.special[token]
-    inside = token - len(self.special) < len(self.alphabet)
-    return self.alphabet[token - len(self.special)] if inside else f'<{token}>'
+def validate(config: TokenizerConfig) -> None:
+  """Raises `ConfigError` for a tokenizer that cannot be made. Loads it, which `make_tokenizer` keeps."""
+  make_tokenizer(config)
 
 
 @functools.lru_cache
-def _ids(alphabet: str, first: int) -> dict[str, int]:
-  return {character: first + i for i, character in enumerate(alphabet)}
+def make_tokenizer(config: TokenizerConfig) -> Tokenizer:
+  """The tokenizer that the config names; loaded once, because many ask for it.
 
-
-def validate(config: TextConfig) -> None:
-  """Raises `ConfigError` for a tokenizer that cannot be made."""
-  require_choice('text.tokenizer', config.tokenizer, ('characters',))
-  repeated = sorted({c for c in config.alphabet if config.alphabet.count(c) > 1})
-  require(bool(config.alphabet), 'text.alphabet is empty; list every character that a prompt may hold.')
-  require(not repeated, f'text.alphabet is {config.alphabet!r}: {repeated} stand in it more than once.')
-
-
-def make_tokenizer(config: TextConfig) -> Tokenizer:
-  """The tokenizer that the config names."""
-  return CharacterTokenizer(config.alphabet)
+  Raises:
+    ConfigError: settings that contradict each other, or files that are missing or cannot be read.
+  """
+  config_lib.check(config)
+  if config.path is None:
+    return CharacterTokenizer(config.alphabet)
+  return pretrained.load(config)
