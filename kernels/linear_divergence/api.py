@@ -3,13 +3,16 @@
 import jax
 
 from kernels import checks
-from kernels.linear_divergence import chunked, reference
+from kernels.linear_divergence import chunked, reference, sharded, tpu
 from kernels.linear_divergence.spec import Divergence, DivergenceSpec
 
-__all__ = ['Divergence', 'DivergenceSpec', 'IMPLEMENTATIONS', 'linear_divergence']
+__all__ = ['Divergence', 'DivergenceSpec', 'IMPLEMENTATIONS', 'choose', 'linear_divergence']
 
-IMPLEMENTATIONS = {'reference': reference.linear_divergence, 'chunked': chunked.linear_divergence}
-_DEFAULT = 'chunked'
+IMPLEMENTATIONS = {
+  'reference': reference.linear_divergence,
+  'chunked': chunked.linear_divergence,
+  'tpu': tpu.linear_divergence,
+}
 
 
 def linear_divergence(
@@ -22,6 +25,7 @@ def linear_divergence(
   *,
   chunk_tokens: int = 1024,
   implementation: str | None = None,
+  batch_axes: tuple[str, ...] = (),
 ) -> Divergence:
   """Divergence between the distributions that two heads make of two hidden states.
 
@@ -36,8 +40,11 @@ def linear_divergence(
     teacher_head: [V, Dt], or None for the student's head without gradient (a live teacher).
     targets: [B, T] integer ids in 0..valid_vocab - 1, also where the caller masks the position.
     spec: what to compare.
-    chunk_tokens: positions, over the whole batch, whose logits are held at once.
-    implementation: a key of `IMPLEMENTATIONS`, or None for the default.
+    chunk_tokens: positions, over the whole batch, whose logits are held at once; `tpu` ignores it.
+    implementation: a key of `IMPLEMENTATIONS`, or None for what `choose` gives.
+    batch_axes: axes of the current mesh (`jax.set_mesh`, Auto axes) that the batch is laid out over.
+      `tpu`, which XLA cannot partition, splits B over them where they divide it, T over the others,
+      and takes whole heads; the other implementations ignore it.
 
   Returns:
     Results [B, T], float32 (float64 for float64 inputs).
@@ -46,14 +53,34 @@ def linear_divergence(
     ValueError: a setting or a shape that cannot work; the message has the remedy.
   """
   teacher_head = student_head if teacher_head is None else teacher_head
-  name = _DEFAULT if implementation is None else implementation
-  checks.choice('implementation', name, IMPLEMENTATIONS)
+  arrays = (student_hidden, student_head, teacher_hidden, teacher_head)
+  checks.choice('implementation', implementation or 'chunked', IMPLEMENTATIONS)
   checks.chunk_tokens(chunk_tokens)
-  _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, targets)
+  _check_shapes(*arrays, targets)
   reference.validate(spec, student_head.shape[0])
-  return IMPLEMENTATIONS[name](
-    student_hidden, student_head, teacher_hidden, teacher_head, targets, spec, chunk_tokens=chunk_tokens
-  )
+  name = implementation or choose(spec, *arrays)[0]
+  call = IMPLEMENTATIONS[name]
+  if name != 'tpu':
+    return call(*arrays, targets, spec, chunk_tokens=chunk_tokens)
+  reason = tpu.unsupported(spec, *arrays)
+  checks.require(reason is None, f"implementation is 'tpu', which lacks {reason}, or use 'chunked'.")
+  return sharded.over_rows(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, batch_axes=batch_axes)
+
+
+def choose(spec: DivergenceSpec, *arrays: jax.Array) -> tuple[str, str]:
+  """The implementation that None stands for, and why.
+
+  Args:
+    spec: what to compare.
+    *arrays: hidden states and heads, as far as they are known; shapes and types suffice.
+  """
+  backend = jax.default_backend()
+  if backend != 'tpu':
+    return 'chunked', f'the backend is {backend}, and the fused kernels are for tpu'
+  reason = tpu.unsupported(spec, *arrays)
+  if reason is not None:
+    return 'chunked', f'the fused kernels lack {reason}'
+  return 'tpu', 'the backend is tpu, and the fused kernels have all that is asked for'
 
 
 def _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, targets) -> None:

@@ -62,17 +62,17 @@ def _compared(log_p: jax.Array, log_q: jax.Array, spec: DivergenceSpec) -> dict[
     ones = jnp.ones(log_q.shape[:-1], log_q.dtype)
     # With both logs 0 at padding an entry is 0 without -inf minus -inf, in derivatives too.
     values = entries(*(lib.on_valid(x, spec.valid_vocab) for x in (log_p, log_q)), spec)
-    return _clipped_sum(values, spec.valid_vocab, spec) | dict(student_mass=ones, teacher_mass=ones)
+    return clipped_sum(values, spec.valid_vocab, spec) | dict(student_mass=ones, teacher_mass=ones)
   ranked = log_p if spec.support == 'teacher_topk' else log_q
   ids = jax.lax.top_k(jax.lax.stop_gradient(ranked), spec.k)[1]
   top_p, top_q = (jnp.take_along_axis(x, ids, axis=-1) for x in (log_p, log_q))
   size = spec.valid_vocab or log_q.shape[-1]
-  values = entries(_closed(top_p, size, spec), _closed(top_q, size, spec), spec)
-  masses = dict(student_mass=_mass(top_q), teacher_mass=_mass(top_p))
-  return _clipped_sum(values, None, spec) | masses
+  values = entries(closed(top_p, size, spec), closed(top_q, size, spec), spec)
+  masses = dict(student_mass=mass(top_q), teacher_mass=mass(top_p))
+  return clipped_sum(values, None, spec) | masses
 
 
-def _closed(top: jax.Array, size: int, spec: DivergenceSpec) -> jax.Array:
+def closed(top: jax.Array, size: int, spec: DivergenceSpec) -> jax.Array:
   """Log-probabilities [..., k] of a support of `size` ids made to sum to 1, [..., k or k + 1]."""
   # A support of every id has nothing for a bucket to hold.
   if spec.tail == 'renormalise' or spec.k == size:
@@ -94,7 +94,7 @@ def entries(log_p: jax.Array, log_q: jax.Array, spec: DivergenceSpec) -> jax.Arr
   return spec.beta * p * (log_p - log_m) + (1 - spec.beta) * q * (log_q - log_m)
 
 
-def _clipped_sum(values: jax.Array, valid_vocab: int | None, spec: DivergenceSpec) -> dict[str, jax.Array]:
+def clipped_sum(values: jax.Array, valid_vocab: int | None, spec: DivergenceSpec) -> dict[str, jax.Array]:
   """Loss [...] and the share of entries that clipping changed, from entries [..., n]."""
   low, high = spec.entry_clip_min, spec.entry_clip_max
   clipped = values if low is None and high is None else jnp.clip(values, low, high)
@@ -116,7 +116,8 @@ def _monitored(log_p: jax.Array, log_q: jax.Array, spec: DivergenceSpec) -> dict
   )
 
 
-def _mass(top: jax.Array) -> jax.Array:
+def mass(top: jax.Array) -> jax.Array:
+  """Probability [...] of a support from its log-probabilities [..., k]; no gradient."""
   return jnp.exp(jax.lax.stop_gradient(top)).sum(-1)
 
 

@@ -1,0 +1,186 @@
+"""Blocks of rows and vocabulary that the TPU kernels step over, and the logits of one tile."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+# Logit of an entry that does not exist: exp gives 0, and unlike -inf no difference of two gives NaN.
+FLOOR = -1e30
+# v5p and TPU7x have 64 MiB of VMEM a core, v5e and v6e twice that. The rest is the compiler's.
+VMEM_LIMIT = 60 * 2**20
+_VMEM_BUDGET = 44 * 2**20
+# Cores may share the first grid axis; the second is summed over in VMEM.
+PARAMS = pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary'), vmem_limit_bytes=VMEM_LIMIT)
+# Bytes a logit of a tile costs beside its blocks: float32 values that live at the same time.
+_TILE_BYTES = 32
+
+# Rows, then vocabulary entries, of a tile. A head tile is read again for each block of rows, and
+# rows again for each head tile: whichever is the outer loop should have the larger side.
+ROW_MAJOR = ((1024, 512), (512, 512), (512, 256), (256, 256), (256, 128), (128, 128), (64, 128), (16, 128))
+VOCAB_MAJOR = ((512, 1024), (512, 512), (256, 512), (256, 256), (128, 256), (128, 128), (64, 128), (16, 128))
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """How N rows and V vocabulary entries are cut; the last block of either may stick out.
+
+  Attributes:
+    rows: N.
+    vocab: V, rows of the heads.
+    valid: entries that are not padding of the head.
+    block_rows: rows of a tile, a multiple of 16 (two bfloat16 share a sublane).
+    block_vocab: vocabulary entries of a tile, a multiple of 128.
+  """
+
+  rows: int
+  vocab: int
+  valid: int
+  block_rows: int
+  block_vocab: int
+
+  @property
+  def row_steps(self) -> int:
+    """Blocks of rows."""
+    return pl.cdiv(self.rows, self.block_rows)
+
+  @property
+  def vocab_steps(self) -> int:
+    """Blocks of the vocabulary."""
+    return pl.cdiv(self.vocab, self.block_vocab)
+
+  @property
+  def valid_steps(self) -> int:
+    """Blocks of the vocabulary that hold more than padding."""
+    return pl.cdiv(self.valid, self.block_vocab)
+
+  @property
+  def tile(self) -> tuple[int, int]:
+    """Shape of a tile of logits."""
+    return self.block_rows, self.block_vocab
+
+
+def choose(
+  rows: int, vocab: int, valid: int, row_bytes: int, vocab_bytes: int, candidates: tuple[tuple[int, int], ...]
+) -> Blocks:
+  """The first of `candidates` whose blocks fit into VMEM, not larger than the arrays need.
+
+  Args:
+    rows: N.
+    vocab: V.
+    valid: valid vocabulary.
+    row_bytes: VMEM for one row of a block, all operands together.
+    vocab_bytes: VMEM for one vocabulary entry of a block, all operands together.
+    candidates: (rows, vocabulary entries), best first; the last is taken if none fits.
+  """
+  for block_rows, block_vocab in candidates:
+    block_rows, block_vocab = min(block_rows, _up(rows, 16)), min(block_vocab, _up(vocab, LANES))
+    tile = block_rows * block_vocab * _TILE_BYTES
+    if block_rows * row_bytes + block_vocab * vocab_bytes + tile <= _VMEM_BUDGET:
+      break
+  return Blocks(rows, vocab, valid, block_rows, block_vocab)
+
+
+def bytes_per_row(*arrays: jax.Array) -> int:
+  """VMEM for one row of a block of every array [n, width]: lanes come in 128, blocks in pairs.
+
+  The next block is fetched while one is used.
+  """
+  return sum(2 * _up(x.shape[1], LANES) * x.dtype.itemsize for x in arrays)
+
+
+def at_least(array: jax.Array, size: int) -> jax.Array:
+  """`array` [n, ...] with zeros up to `size` rows, so that no block is larger than its array."""
+  missing = max(0, size - array.shape[0])
+  return jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+
+
+def contract(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
+  """Product over one axis of each matrix, in their type and summed in float32."""
+  # Said aloud: a caller's setting of the default precision does not fit bfloat16 operands.
+  exact = left.dtype == jnp.float32
+  return jax.lax.dot_general(
+    left,
+    right,
+    (((axes[0],), (axes[1],)), ((), ())),
+    precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def logits(
+  hidden: jax.Array, head: jax.Array, temperature: float, softcap: float | None
+) -> tuple[jax.Array, jax.Array | float]:
+  """Shaped logits [rows, vocab] of a tile and the derivative of the soft-cap, as `kernels.logits`.
+
+  Args:
+    hidden: [rows, D].
+    head: [vocab, D], of the type of `hidden`.
+    temperature: divides the logits.
+    softcap: c in c·tanh(logits / c), or None.
+  """
+  raw = contract(hidden, head, (1, 1))
+  if softcap is None:
+    return raw / temperature, 1.0
+  slope = jnp.tanh(raw / softcap)
+  return slope * (softcap / temperature), 1 - slope * slope
+
+
+def columns(blocks: Blocks, step: jax.Array) -> jax.Array:
+  """Vocabulary ids of a tile [rows, vocab], as float32: exact below 2**24, and cheap to reduce."""
+  start = step * blocks.block_vocab
+  return (jax.lax.broadcasted_iota(jnp.int32, blocks.tile, 1) + start).astype(jnp.float32)
+
+
+def inside(blocks: Blocks, row_step: jax.Array, vocab_step: jax.Array) -> jax.Array:
+  """True at the logits [rows, vocab] of a tile that exist: the others come from unknown memory."""
+  rows = blocks.rows - row_step * blocks.block_rows
+  vocab = blocks.valid - vocab_step * blocks.block_vocab
+  row = jax.lax.broadcasted_iota(jnp.int32, blocks.tile, 0)
+  column = jax.lax.broadcasted_iota(jnp.int32, blocks.tile, 1)
+  return (row < rows) & (column < vocab)
+
+
+def existing(block: jax.Array, step: jax.Array, size: int) -> jax.Array:
+  """`block` [n, D], the `step`-th, with zeros from row `size` of its array on: 0 · NaN is NaN."""
+  if size % block.shape[0] == 0:
+    return block
+  row = jax.lax.broadcasted_iota(jnp.int32, block.shape, 0)
+  return jnp.where(row < size - step * block.shape[0], block, jnp.zeros_like(block))
+
+
+def first(x: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:
+  """Lowest id at which a row of x [rows, vocab] equals value [rows, 1]."""
+  return row_min(jnp.where(x == value, ids, -FLOOR))
+
+
+def row_max(x: jax.Array) -> jax.Array:
+  """Maximum [rows, 1] of x [rows, n]."""
+  return jnp.max(x, axis=1, keepdims=True)
+
+
+def row_min(x: jax.Array) -> jax.Array:
+  """Minimum [rows, 1] of x [rows, n]."""
+  return jnp.min(x, axis=1, keepdims=True)
+
+
+def row_sum(x: jax.Array) -> jax.Array:
+  """Sum [rows, 1] of x [rows, n]."""
+  return jnp.sum(x, axis=1, keepdims=True)
+
+
+def row_block(blocks: Blocks, width: int, axis: int) -> pl.BlockSpec:
+  """Blocks of rows of an array [N, width]; grid axis `axis` counts them."""
+  return pl.BlockSpec((blocks.block_rows, width), lambda *grid: (grid[axis], 0))
+
+
+def vocab_block(blocks: Blocks, width: int, axis: int) -> pl.BlockSpec:
+  """Blocks of vocabulary entries of an array [V, width]; grid axis `axis` counts them."""
+  return pl.BlockSpec((blocks.block_vocab, width), lambda *grid: (grid[axis], 0))
+
+
+def _up(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple
