@@ -15,7 +15,7 @@ import sys
 import jax
 from absl import flags
 
-from experiments import common
+from experiments import common, study
 from opsd_jax.analyze import preflight
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.config import require
@@ -45,6 +45,7 @@ def main(experiment: Experiment) -> int:
     )
   for reading in readings[: _SHOWN.value]:
     _show(reading, setup)
+  _show_problems(setup)
   gain = sum(r.gain for r in readings) / len(readings)
   origin = f'cold-start weights after {updates} updates' if updates else 'random initial weights'
   print(
@@ -91,6 +92,13 @@ def _show(reading: preflight.Reading, setup: Setup) -> None:
     f'    log-prob       student {reading.student_logp:.3f}, teacher {reading.teacher_logp:.3f}, '
     f'gain {reading.gain:+.3f} nats a token\n'
   )
+
+
+def _show_problems(setup: Setup) -> None:
+  for name, counts in study.problems(setup).items():
+    print(f'{name}: {counts["used"]} problems')
+    for reason, count in counts['left_out'].items():
+      print(f'  {count} left out: {reason}')
 
 
 def _show_memory(experiment: Experiment, setup: Setup) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from opsd_jax.evaluate import accuracy
-from opsd_jax.experiment import Experiment, build, with_control
+from opsd_jax.experiment import Experiment, assemble, with_control
 from opsd_jax.files import write_json
 from opsd_jax.models.model import Params
 from opsd_jax.records import Role
@@ -35,11 +35,12 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
     runs['opsd'] = distill.run(setup, workdir, base)
     done = runs['opsd'].progress
     for control in experiment.controls:
-      changed = build(with_control(experiment, control, done.ledger.sampled, done.updates), setup.mesh)
+      arm = with_control(experiment, control, done.ledger.sampled, done.updates)
+      changed = assemble(arm, setup.mesh, setup.splits, setup.dropped)
       folder = os.path.join(workdir, 'controls', control.name)
       runs[control.name] = distill.run(changed, folder, base, label=control.name)
     evaluated = _evaluate_all(setup, runs, os.path.join(workdir, 'evaluation'))
-  results = _results(experiment, runs, evaluated)
+  results = _results(experiment, setup, runs, evaluated)
   write_json(os.path.join(workdir, 'results.json'), results)
   return results
 
@@ -67,9 +68,7 @@ def _evaluate(
     if saved['updates'] == updates:
       return saved
   began = time.monotonic()
-  measured, verdicts = accuracy.measure(
-    setup.spec, params, setup.mesh, setup.splits.test, role, setup.views, setup.tokenizer, setup.evaluate
-  )
+  measured, verdicts = accuracy.measure(setup.exam, params, setup.splits.test, role, setup.evaluate)
   spent = sum(
     (ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel()) for v in verdicts), ledger.Ledger()
   )
@@ -99,7 +98,7 @@ def _row(measured: accuracy.Accuracy, setup: Setup) -> dict[str, Any]:
 
 
 def _results(
-  experiment: Experiment, runs: dict[str, loop.Finished], evaluated: dict[str, dict[str, Any]]
+  experiment: Experiment, setup: Setup, runs: dict[str, loop.Finished], evaluated: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
   seconds = {name: run.progress.seconds for name, run in runs.items()}
   phases = {
@@ -116,6 +115,7 @@ def _results(
     'experiment': experiment.name,
     'seed': experiment.seed,
     **table,
+    'problems': problems(setup),
     'tokens': dataclasses.asdict(runs['opsd'].progress.ledger),
     'arms': {name: _arm(run.progress) for name, run in runs.items()},
     'evaluation': {name: row['spent'] for name, row in evaluated.items()},
@@ -123,6 +123,14 @@ def _results(
     'seconds': phases | {'total': sum(phases.values())},
     'versions': versions(),
     'machine': machine(),
+  }
+
+
+def problems(setup: Setup) -> dict[str, dict[str, Any]]:
+  """Of each split: how many problems are used, and how many were left out for which reason."""
+  return {
+    name: {'used': len(getattr(setup.splits, name)), 'left_out': dict(setup.dropped.get(name, {}))}
+    for name in ('train', 'validation', 'test')
   }
 
 

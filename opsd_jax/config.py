@@ -42,7 +42,8 @@ def override(config: T, assignments: Iterable[str]) -> T:
   """Returns `config` with `dotted.path=value` assignments applied, left to right.
 
   Values are read as the field's declared type: `optimizer.learning_rate=1e-4`,
-  `model.tie_embeddings=false`, `teacher.kind=ema`, `rollout.top_k=none`.
+  `model.tie_embeddings=false`, `teacher.kind=ema`, `rollout.top_k=none`. A group of settings that has
+  a method `named(name)` is set as a whole by a name, `views=opsd`; later assignments change parts of it.
 
   Raises:
     ConfigError: an assignment without `=`, an unknown field (names the nearest), or a value that
@@ -64,17 +65,21 @@ def _assign(node: Any, path: list[str], text: str, whole: str) -> Any:
   current, kind = getattr(node, name), typing.get_type_hints(type(node))[name]
   if rest:
     value = _assign(current, rest, text, whole)
+  elif dataclasses.is_dataclass(current):
+    value = _named(current, text, whole)
   else:
-    require(
-      not dataclasses.is_dataclass(current),
-      f'{whole!r} is a group of settings, not a value; set one of its fields: {_field_names(current)}.',
-    )
     value = parse(text, kind, whole)
   return dataclasses.replace(node, **{name: value})
 
 
-def _field_names(node: Any) -> str:
-  return ', '.join(f.name for f in dataclasses.fields(node)) if dataclasses.is_dataclass(node) else ''
+def _named(group: T, name: str, setting: str) -> T:
+  """The group of settings that goes by a name."""
+  fields = ', '.join(f.name for f in dataclasses.fields(group))
+  require(
+    hasattr(group, 'named'),
+    f'{setting!r} is a group of settings, not a value; set one of its fields: {fields}.',
+  )
+  return group.named(name)
 
 
 def parse(text: str, kind: Any, setting: str) -> Any:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -12,21 +12,24 @@ from opsd_jax import config as configs
 from opsd_jax.checkpoint import config as checkpoint_room
 from opsd_jax.checkpoint.config import CheckpointConfig
 from opsd_jax.config import ConfigError, require
-from opsd_jax.data import source
-from opsd_jax.data.source import DataConfig
+from opsd_jax.data import index, source
+from opsd_jax.data.config import DataConfig
+from opsd_jax.data.source import Splits
 from opsd_jax.distill import config as distill_room
 from opsd_jax.distill import views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.evaluate import config as evaluate_room
 from opsd_jax.evaluate.config import EvaluateConfig
+from opsd_jax.grade import config as grade_room
+from opsd_jax.grade.config import GradeConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import spec as models_room
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Example
+from opsd_jax.records import Problem
 from opsd_jax.rollout import config as rollout_room
 from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.text import tokenizer as text_room
-from opsd_jax.text.tokenizer import TextConfig
+from opsd_jax.text.tokenizer import TokenizerConfig
 from opsd_jax.train import cold_start, recorder
 from opsd_jax.train import config as train_room
 from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
@@ -59,7 +62,7 @@ class Experiment:
   name: str
   seed: int = 0
   data: DataConfig = DataConfig()
-  text: TextConfig = TextConfig()
+  tokenizer: TokenizerConfig = TokenizerConfig()
   model: ModelSpec = ModelSpec()
   mesh: MeshConfig = MeshConfig()
   views: ViewsConfig = ViewsConfig()
@@ -69,6 +72,7 @@ class Experiment:
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
   cold_start: ColdStartConfig = ColdStartConfig()
+  grade: GradeConfig = GradeConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   metrics: MetricsConfig = MetricsConfig()
@@ -85,8 +89,13 @@ _RESERVED = (
   'experiment',
   'seed',
   'tokens',
+  'problems',
   'arms',
   'evaluation',
+  'validation',
+  'seconds',
+  'versions',
+  'machine',
 )
 
 # Settings that may differ when a run is continued: they change how long it goes on and what it shows.
@@ -100,7 +109,7 @@ def validate(experiment: Experiment) -> None:
     ConfigError: names the setting, its value and the remedy.
   """
   _validate_numbers(experiment)
-  tokenizer_size = _validate_text(experiment)
+  tokenizer_size = _validate_tokenizer(experiment)
   source.validate(experiment.data)
   distill_room.validate_views(experiment.views)
   rollout_room.validate(experiment.rollout, tokenizer_size)
@@ -112,6 +121,7 @@ def validate(experiment: Experiment) -> None:
   budget = train_room.parse_budget(experiment.loop)
   if budget.unit == 'updates':
     train_room.validate_decay('optimizer', experiment.optimizer, math.ceil(budget.limit))
+  grade_room.validate(experiment.grade)
   evaluate_room.validate(experiment.evaluate, tokenizer_size)
   checkpoint_room.validate(experiment.checkpoint)
   recorder.validate(experiment.metrics)
@@ -148,11 +158,11 @@ def _validate_controls(experiment: Experiment) -> None:
       validate(changed)
 
 
-def _validate_text(experiment: Experiment) -> int:
+def _validate_tokenizer(experiment: Experiment) -> int:
   """The tokenizer's size, which the model's vocabulary must hold."""
-  text_room.validate(experiment.text)
+  text_room.validate(experiment.tokenizer)
   models_room.validate(experiment.model)
-  size = text_room.make_tokenizer(experiment.text).vocab_size
+  size = text_room.make_tokenizer(experiment.tokenizer).vocab_size
   require(
     size <= experiment.model.vocab_size,
     f'model.vocab_size is {experiment.model.vocab_size}, but the tokenizer has {size} ids; '
@@ -186,23 +196,37 @@ def _named(control: Control) -> Iterator[None]:
     raise ConfigError(f'control {control.name!r}: {error}') from error
 
 
-def build(experiment: Experiment, mesh: jax.sharding.Mesh | None = None) -> Setup:
+def build(experiment: Experiment) -> Setup:
   """The workbench: mesh, tokenizer and problems, made once, and every text tried.
 
   Raises:
-    ConfigError: as `validate`; also where the devices do not fit the mesh, or a prompt or a worked
-      solution of any problem, under the experiment or one of its controls, does not fit its width.
+    ConfigError: as `validate`; also where the devices do not fit the mesh, or where a prompt or a
+      worked solution, under the experiment or one of its controls, does not fit its width and
+      `data.too_long` does not say to leave such problems out, or none is left.
   """
   validate(experiment)
+  splits, dropped = _fitting(experiment, source.load(experiment.data))
+  for setting, rows in _needed(experiment).items():
+    require(
+      len(splits.train) >= rows, f'{setting} is {rows}, but only {len(splits.train)} training problems.'
+    )
+  return assemble(experiment, make_mesh(experiment.mesh), splits, dropped)
+
+
+def assemble(
+  experiment: Experiment, mesh: jax.sharding.Mesh, splits: Splits, dropped: Mapping[str, Mapping[str, int]]
+) -> Setup:
+  """The workbench of a checked experiment, or of a control, on problems that fit it."""
   e = experiment
-  setup = Setup(
+  return Setup(
     resolved=configs.to_dict(e),
     seed=e.seed,
     spec=e.model,
-    mesh=make_mesh(e.mesh) if mesh is None else mesh,
-    tokenizer=text_room.make_tokenizer(e.text),
+    mesh=mesh,
+    tokenizer=text_room.make_tokenizer(e.tokenizer),
     data=e.data,
-    splits=source.load(e.data),
+    splits=splits,
+    dropped=dropped,
     views=e.views,
     rollout=e.rollout,
     teacher=e.teacher,
@@ -210,31 +234,48 @@ def build(experiment: Experiment, mesh: jax.sharding.Mesh | None = None) -> Setu
     optimizer=e.optimizer,
     loop=e.loop,
     cold_start=e.cold_start,
+    grade=e.grade,
     evaluate=e.evaluate,
     checkpoint=e.checkpoint,
     metrics=e.metrics,
   )
-  _try_texts(experiment, setup)
-  return setup
 
 
-def _try_texts(experiment: Experiment, setup: Setup) -> None:
-  """Renders every problem under every view, so that nothing is found out after hours of training."""
-  splits, tokenizer = setup.splits, setup.tokenizer
-  require(
-    len(splits.train) >= experiment.rollout.questions,
-    f'rollout.questions is {experiment.rollout.questions}, but only {len(splits.train)} training problems.',
-  )
-  problems = [*splits.test, *splits.validation, *splits.train]
-  views.student_batch(experiment.views, problems, tokenizer)
-  views.teacher_batch(experiment.views, problems, tokenizer)
+def _needed(experiment: Experiment) -> dict[str, int]:
+  """Training problems that an update takes, by the setting that says so."""
+  rows = {'rollout.questions': experiment.rollout.questions}
+  return rows | ({'cold_start.batch': experiment.cold_start.batch} if experiment.cold_start.updates else {})
+
+
+def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, dict[str, int]]]:
+  """The problems whose every text fits, and how many of each split were left out for which reason.
+
+  Renders every problem under every view, so that nothing is found out after hours of training.
+  """
+  tokenizer = text_room.make_tokenizer(experiment.tokenizer)
+  wanted = [(None, experiment.views)]
   for control in experiment.controls:
-    with _named(control):
-      views.teacher_batch(with_control(experiment, control).views, problems, tokenizer)
-  if experiment.cold_start.updates:
-    require(
-      len(splits.train) >= experiment.cold_start.batch,
-      f'cold_start.batch is {experiment.cold_start.batch}, but only {len(splits.train)} training problems.',
+    wanted.append((control, with_control(experiment, control).views))
+
+  def misfit(problem: Problem) -> str | None:
+    for control, config in wanted:
+      with contextlib.nullcontext() if control is None else _named(control):
+        if reason := views.misfit(config, problem, tokenizer):
+          return reason
+    return None
+
+  def solution_misfit(problem: Problem) -> str | None:
+    width = experiment.rollout.sampling.max_tokens
+    return misfit(problem) or cold_start.misfit(problem, tokenizer, width)
+
+  chosen = {}
+  for field in dataclasses.fields(splits):
+    trained = field.name == 'train' and experiment.cold_start.updates
+    chosen[field.name] = index.select(
+      getattr(splits, field.name),
+      solution_misfit if trained else misfit,
+      experiment.data.too_long,
+      f'{field.name} problems',
     )
-    solutions = [Example(p, 'teacher', p.solution) for p in splits.train]
-    cold_start.tokenize_completions(solutions, tokenizer, experiment.rollout.sampling.max_tokens)
+  kept = Splits(**{name: selection.problems for name, selection in chosen.items()})
+  return kept, {name: dict(selection.dropped) for name, selection in chosen.items()}

@@ -101,6 +101,19 @@ class Graded:
   answered: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """One rollout as a person reads it: both prompts, and the sampled tokens with the loss at each."""
+
+  problem: str
+  student_prompt: str
+  teacher_prompt: str
+  tokens: list[str]
+  loss: list[float]
+  answer: str
+  correct: bool
+
+
 @flax.struct.dataclass
 class TeacherScores:
   """The teacher's side of the comparison: constants that cross the jit boundary.

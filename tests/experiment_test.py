@@ -5,7 +5,6 @@ import dataclasses
 import pathlib
 import typing
 
-import jax
 import pytest
 
 from experiments import recipes
@@ -52,7 +51,7 @@ def test_the_default_experiment_is_valid():
   ('assignments', 'words'),
   [
     (['model.vocab_size=19'], ['model.vocab_size is 19', '20 ids', 'raise model.vocab_size']),
-    (['text.alphabet=0123456789+-*=,|:abcdefghijklmnop'], ['model.vocab_size is 32', '36 ids']),
+    (['tokenizer.alphabet=0123456789+-*=,|:abcdefghijklmnop'], ['model.vocab_size is 32', '36 ids']),
     (['loop.micro_batches=7'], ['loop.micro_batches is 7', 'rollout.questions (64)']),
     (['objective.support=teacher_topk', 'objective.k=21'], ['objective', 'k is 21', '20']),
     (['objective.divergence=jsd', 'objective.beta=1'], ['beta is 1.0', 'reverse_kl']),
@@ -61,7 +60,7 @@ def test_the_default_experiment_is_valid():
     (['model.num_heads=3'], ['model.num_heads is 3', 'model.num_kv_heads']),
     (['model.head_dim=5'], ['model.head_dim is 5', 'even']),
     (['data.chains.train=40000'], ['data.chains', '32805', 'data.chains.steps']),
-    (['text.alphabet=00'], ["text.alphabet is '00'", 'more than once']),
+    (['tokenizer.alphabet=00'], ["tokenizer.alphabet is '00'", 'more than once']),
     (['teacher.ema_decay=1'], ['teacher.ema_decay is 1.0']),
     (['optimizer.learning_rate=0'], ['optimizer.learning_rate is 0.0']),
     (['cold_start.optimizer.decay_updates=20'], ['cold_start.optimizer.decay_updates is 20']),
@@ -93,9 +92,9 @@ def test_the_head_may_be_wider_than_the_tokenizer():
     ('views.student={problm}:', "views.student.*mean 'problem'"),
     ('views.teacher={problem}|{refrence}:', "views.teacher.*mean 'reference'"),
     ('views.teacher={problem', 'views.teacher is'),
-    ('views.student=Solve {problem}', 'text.alphabet'),
-    ('views.teacher_tokens=3', 'views.teacher_tokens is 3'),
-    ('rollout.sampling.max_tokens=3', 'rollout.sampling.max_tokens is 3'),
+    ('views.student=Solve {problem}', 'tokenizer.alphabet'),
+    ('views.teacher_tokens=3', r"its teacher's prompt is longer than views.teacher_tokens \(3\)"),
+    ('rollout.sampling.max_tokens=3', r'longer than rollout.sampling.max_tokens \(3\)'),
     ('rollout.questions=41', 'rollout.questions is 41.*40 training problems'),
     ('cold_start.batch=41', 'cold_start.batch is 41.*40 training problems'),
     ('objective.beta=nan', 'objective.beta is nan'),
@@ -104,12 +103,12 @@ def test_the_head_may_be_wider_than_the_tokenizer():
 )
 def test_mistakes_are_found_before_anything_expensive(assignment, words):
   with pytest.raises(ConfigError, match=words):
-    lib.build(changed(*SHRUNK, 'cold_start.updates=5', assignment), mesh=object())
+    lib.build(changed(*SHRUNK, 'cold_start.updates=5', assignment))
 
 
 def build_blind():
   controls = (Control('blind', ('views.teacher={problem}|{refrence}:',)),)
-  lib.build(dataclasses.replace(changed(*SHRUNK), controls=controls), mesh=object())
+  lib.build(dataclasses.replace(changed(*SHRUNK), controls=controls))
 
 
 def test_mistakes_in_the_views_of_a_control_are_found_before_the_main_run():
@@ -203,15 +202,18 @@ def test_build_makes_the_workbench():
   assert setup.spec.embed_dim == 8 and setup.rollout.questions == 8
   assert setup.resolved == configs.to_dict(changed(*SHRUNK))
   # Every other part of the workbench is the config of its room.
-  made = {'seed', 'spec', 'mesh', 'tokenizer', 'splits', 'resolved'}
+  made = {'seed', 'spec', 'mesh', 'tokenizer', 'splits', 'dropped', 'resolved'}
   rooms = {f.name for f in dataclasses.fields(setup)} - made
   assert all(getattr(setup, room) == getattr(changed(*SHRUNK), room) for room in rooms)
-  assert len(rooms) == 11
+  assert len(rooms) == 12
 
 
-def test_a_given_mesh_is_used():
-  mesh = jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tensor'), devices=jax.devices()[:1])
-  assert lib.build(changed(*SHRUNK), mesh).mesh is mesh
+def test_a_control_shares_the_mesh_and_the_problems_of_the_main_run():
+  setup = lib.build(changed(*SHRUNK))
+  arm = lib.with_control(changed(*SHRUNK), Control('other', ('optimizer.learning_rate=0.5',)))
+  control = lib.assemble(arm, setup.mesh, setup.splits, setup.dropped)
+  assert control.mesh is setup.mesh and control.splits is setup.splits
+  assert control.optimizer.learning_rate == 0.5 and control.tokenizer == setup.tokenizer
 
 
 @pytest.mark.parametrize(
@@ -235,8 +237,6 @@ def test_build_validates():
 
 # --- Every setting is read by somebody.
 
-# A setting with one choice so far is checked and read nowhere else.
-UNREAD = {('DataConfig', 'source'), ('TextConfig', 'tokenizer')}
 HOLDERS = {'config', 'cfg', 'spec', 's', 'e', 'experiment', 'control'}  # what a config is called
 
 
@@ -297,7 +297,7 @@ def test_every_setting_is_read_by_somebody():
     for package in ('opsd_jax', 'experiments')
     for path in (REPOSITORY / package).rglob('*.py')
   ]
-  assert unread(Experiment, sources) == UNREAD
+  assert unread(Experiment, sources) == set()
 
 
 def test_all_configs_of_an_experiment_are_looked_at():

@@ -40,18 +40,7 @@ SIDEWAYS = {('opsd_jax.mesh', 'opsd_jax.config')}  # a mesh refuses bad settings
 CLOSED = {('opsd_jax.rollout', 'opsd_jax.grade')}  # rolling out is not grading
 
 # Imported where they are used, so that the library works without them.
-OPTIONAL = {
-  'wandb',
-  'trackio',
-  'transformers',
-  'tokenizers',
-  'torch',
-  'trl',
-  'peft',
-  'xmanager',
-  'tunix',
-  'matplotlib',
-}
+OPTIONAL = {'wandb', 'trackio', 'transformers', 'torch', 'trl', 'peft', 'xmanager', 'tunix', 'matplotlib'}
 AT_THE_TOP = {('opsd_jax.analyze', 'matplotlib'), ('experiments', 'xmanager')}
 
 

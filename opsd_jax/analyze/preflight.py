@@ -79,8 +79,8 @@ def read(
   return [
     Reading(
       p,
-      views.student_prompt(config, p),
-      views.teacher_prompts(config, p)[0],
+      tokenizer.plain(views.prompt(config, p, 'student', tokenizer)),
+      tokenizer.plain(views.prompt(config, p, 'teacher', tokenizer)),
       _row(student, i),
       _row(teacher, i),
       tokens[i],

@@ -10,6 +10,7 @@ from typing import Any
 from opsd_jax import jsonlines
 from opsd_jax.config import require
 from opsd_jax.jsonlines import Row
+from opsd_jax.records import Shown
 
 LABELS = {
   'cold_start': 'cold start',
@@ -19,19 +20,6 @@ LABELS = {
   'no_privilege': 'control: no privilege',
   'sharpened_no_privilege': 'control: no privilege, sharpened',
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-  """One rollout as a person reads it: tokens with the loss at each."""
-
-  problem: str
-  student_prompt: str
-  teacher_prompt: str
-  tokens: list[str]
-  loss: list[float]
-  answer: str
-  correct: bool
 
 
 @dataclasses.dataclass(frozen=True)

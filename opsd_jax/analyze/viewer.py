@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from opsd_jax.analyze.runs import Arm, Run, Shown
+from opsd_jax.analyze.runs import Arm, Run
+from opsd_jax.records import Shown
 
 _POSITIVE, _NEGATIVE = '213, 94, 0', '0, 114, 178'  # vermillion and blue: apart for every eye
 

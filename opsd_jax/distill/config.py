@@ -6,25 +6,48 @@ from typing import Literal
 from kernels.linear_divergence import api as divergence
 from kernels.linear_divergence import reference
 from opsd_jax.config import ConfigError, require, require_choice
+from opsd_jax.distill import wording
 
 
 @dataclasses.dataclass(frozen=True)
 class ViewsConfig:
   """What the student and the teacher see, as templates.
 
-  Fields in braces: `{problem}`, `{solution}`, `{answer}` and any of the problem's `meta` texts.
+  Fields in braces: `{problem}`, `{solution}`, `{answer}` and any of the problem's `meta` texts; a brace
+  of the text itself is doubled. `--set=views=NAME` takes the wording of a preset or of a TOML file.
 
   Attributes:
     student: the question alone.
     teacher: the question and privileged information; equal to `student` for no privilege.
+    chat: the texts are the user's turn of a conversation, which the model's chat template renders;
+      without it they are the whole prompt.
+    system: text of the system turn, with `chat`; empty for none.
+    student_thinking: the template's switch for thinking; none leaves it to the template.
+    teacher_thinking: the same for the teacher.
+    student_opening: what the completion is taken to begin with: appended to the prompt as it is.
+    teacher_opening: the same for the teacher, such as `<think>` where its template expects that first.
     student_tokens: width that every student prompt is padded to.
     teacher_tokens: width that every teacher prompt is padded to.
   """
 
   student: str = '{problem}:'
   teacher: str = '{problem}|{reference}:'
+  chat: bool = False
+  system: str = ''
+  student_thinking: bool | None = None
+  teacher_thinking: bool | None = None
+  student_opening: str = ''
+  teacher_opening: str = ''
   student_tokens: int = 16
   teacher_tokens: int = 32
+
+  def named(self, name: str) -> 'ViewsConfig':
+    """The wording of a preset, or of a TOML file; the widths stay.
+
+    Raises:
+      ConfigError: there is no such preset or file, or the file does not hold a wording.
+    """
+    return dataclasses.replace(self, **wording.load(name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +142,12 @@ def validate_teacher(config: TeacherConfig) -> None:
 
 
 def validate_views(config: ViewsConfig) -> None:
-  """Raises `ConfigError` for widths that hold no prompt."""
+  """Raises `ConfigError` for widths that hold no prompt, or settings that only a conversation has."""
   for field in ('student_tokens', 'teacher_tokens'):
     require(getattr(config, field) > 0, f'views.{field} is {getattr(config, field)}; it must be positive.')
+  for field in ('system', 'student_thinking', 'teacher_thinking'):
+    value = getattr(config, field)
+    require(
+      config.chat or not value,
+      f'views.{field} is {value!r}, but only a conversation has it; set views.chat=true.',
+    )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from kernels.linear_divergence import api as divergence
 from opsd_jax.distill.config import ObjectiveConfig, divergence_spec
+from opsd_jax.mesh import RULES
 from opsd_jax.records import length_mask
 
 
@@ -54,6 +55,7 @@ def compare(
     divergence_spec(config, valid_vocab),
     chunk_tokens=config.chunk_tokens,
     implementation=config.implementation,
+    batch_axes=RULES['batch'],
   )
   loss = out.loss if config.token_clip is None else jnp.minimum(out.loss, config.token_clip)
   return loss, out

@@ -12,12 +12,24 @@ from opsd_jax.distill.config import ViewsConfig
 from opsd_jax.evaluate.config import EvaluateConfig
 from opsd_jax.evaluate.statistics import Estimate, mean_accuracy, pass_at_k
 from opsd_jax.grade import exact
+from opsd_jax.grade.config import GradeConfig
 from opsd_jax.models.model import Params
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem, Prompts, Role, Rollout
 from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import SamplingConfig
 from opsd_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+  """What asking a model takes, whatever its weights: its shape, the texts, and how answers are read."""
+
+  spec: ModelSpec
+  mesh: jax.sharding.Mesh
+  views: ViewsConfig
+  tokenizer: Tokenizer
+  grade: GradeConfig = GradeConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +69,10 @@ def decode_rollout(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
 
 
 def answer_problems(
-  spec: ModelSpec,
+  exam: Exam,
   params: Params,
-  mesh: jax.sharding.Mesh,
   problems: Sequence[Problem],
   role: Role,
-  view: ViewsConfig,
-  tokenizer: Tokenizer,
   sampling: SamplingConfig,
   *,
   samples: int,
@@ -75,26 +84,26 @@ def answer_problems(
   The last batch is filled up with repeats, which are dropped: one compiled shape serves all. A batch
   that the mesh cannot split evenly is made larger, or every device would decode all of it.
   """
-  batch = -(-batch // meshes.row_shards(mesh)) * meshes.row_shards(mesh)
-  prompts = _prompts(view, problems, role, tokenizer)
+  batch = -(-batch // meshes.row_shards(exam.mesh)) * meshes.row_shards(exam.mesh)
+  prompts = _prompts(exam, problems, role)
   columns = []
   for start in range(0, len(problems), batch):
     rows = np.arange(start, start + batch) % len(problems)
     part = Prompts(*(np.asarray(x)[rows] for x in (prompts.ids, prompts.length, prompts.problem_id)))
     rollout = meshes.host(
       decode.generate(
-        spec,
+        exam.spec,
         params,
-        decode.place_prompts(mesh, part),
+        meshes.shard_rows(exam.mesh, part),
         sampling,
-        eos_ids=tokenizer.eos_ids,
+        eos_ids=exam.tokenizer.eos_ids,
         per_question=samples,
         seed=seed,
-        valid_vocab=tokenizer.vocab_size,
+        valid_vocab=exam.tokenizer.vocab_size,
       )
     )
     answers = [problems[r].answer for r in np.repeat(rows, samples)]
-    graded = exact.grade(decode_rollout(rollout, tokenizer), answers)
+    graded = exact.grade(decode_rollout(rollout, exam.tokenizer), answers, exam.grade)
     columns.append(
       [x.reshape(batch, samples) for x in (graded.correct, graded.answered, rollout.stopped, rollout.length)]
     )
@@ -102,38 +111,19 @@ def answer_problems(
   return Verdicts(*stacked, prompt_length=np.asarray(prompts.length))
 
 
-def _prompts(view: ViewsConfig, problems: Sequence[Problem], role: Role, tokenizer: Tokenizer) -> Prompts:
+def _prompts(exam: Exam, problems: Sequence[Problem], role: Role) -> Prompts:
   if role == 'student':
-    return views.student_batch(view, problems, tokenizer)
-  return views.teacher_batch(view, problems, tokenizer)[0]
+    return views.student_batch(exam.views, problems, exam.tokenizer)
+  return views.teacher_batch(exam.views, problems, exam.tokenizer)[0]
 
 
 def measure(
-  spec: ModelSpec,
-  params: Params,
-  mesh: jax.sharding.Mesh,
-  problems: Sequence[Problem],
-  role: Role,
-  view: ViewsConfig,
-  tokenizer: Tokenizer,
-  config: EvaluateConfig,
+  exam: Exam, params: Params, problems: Sequence[Problem], role: Role, config: EvaluateConfig
 ) -> tuple[Accuracy, list[Verdicts]]:
   """Sampled (avg@n, pass@k) and greedy accuracy, and the verdicts they come from."""
   greedy_sampling = dataclasses.replace(config.sampling, temperature=0.0)
   sampled, greedy = (
-    answer_problems(
-      spec,
-      params,
-      mesh,
-      problems,
-      role,
-      view,
-      tokenizer,
-      how,
-      samples=n,
-      batch=config.batch,
-      seed=config.seed,
-    )
+    answer_problems(exam, params, problems, role, how, samples=n, batch=config.batch, seed=config.seed)
     for how, n in ((config.sampling, config.samples), (greedy_sampling, 1))
   )
   powers = sorted({2**i for i in range(config.samples.bit_length())} | {config.samples})

@@ -5,9 +5,9 @@ Axis letters: X problems, n samples of each.
 
 import dataclasses
 import math
+import statistics
 
 import numpy as np
-from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def mean_accuracy(correct: np.ndarray) -> Estimate:
 
 def wilson(share: float, size: float) -> tuple[float, float]:
   """Wilson's 95 % score interval of a `share` seen in `size` trials, which need not be whole."""
-  z = float(stats.norm.ppf(0.975))
+  z = statistics.NormalDist().inv_cdf(0.975)
   centre = (share + z * z / (2 * size)) / (1 + z * z / size)
   width = z * math.sqrt(share * (1 - share) / size + z * z / (4 * size * size)) / (1 + z * z / size)
   return max(0.0, centre - width), min(1.0, centre + width)

@@ -1,20 +1,35 @@
-"""Verdicts by exact match of the final answer."""
+r"""Verdicts by exact match of the final answer, as text: `1/2` and `\frac12` are two answers."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from opsd_jax.grade.config import GradeConfig
 from opsd_jax.records import Graded
 
+_BOXED = r'\boxed{'
 
-def final_answer(completion: str) -> str | None:
+
+def grade(completions: Sequence[str], answers: Sequence[str], config: GradeConfig = GradeConfig()) -> Graded:
+  """Compares each completion's final answer with the row's known answer."""
+  find = {'equals': after_equals, 'boxed': in_box}[config.answer]
+  found = [find(c) for c in completions]
+  correct = [f == a.strip() for f, a in zip(found, answers, strict=True)]
+  return Graded(correct=np.array(correct, bool), answered=np.array([f is not None for f in found], bool))
+
+
+def after_equals(completion: str) -> str | None:
   """What follows the last `=`, stripped; None where there is none."""
   before, equals, answer = completion.rpartition('=')
   return answer.strip() or None if equals else None
 
 
-def grade(completions: Sequence[str], answers: Sequence[str]) -> Graded:
-  """Compares each completion's final answer with the row's known answer, as text."""
-  found = [final_answer(c) for c in completions]
-  correct = [f == a.strip() for f, a in zip(found, answers, strict=True)]
-  return Graded(correct=np.array(correct, bool), answered=np.array([f is not None for f in found], bool))
+def in_box(completion: str) -> str | None:
+  r"""What stands in the last `\boxed{...}` with its braces balanced, stripped; None where there is none."""
+  before, box, rest = completion.rpartition(_BOXED)
+  depth = 1
+  for place, character in enumerate(rest if box else ''):
+    depth += (character == '{') - (character == '}')
+    if depth == 0:
+      return rest[:place].strip() or None
+  return None

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax import mesh as meshes
 from opsd_jax.mesh import constrain
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
@@ -187,8 +186,3 @@ def _advance(state: Decoding, token, kv: KV, raw, behaviour, budget, eos_ids) ->
     stopped=stopped,
     active=state.active & ~is_eos & (length < budget),
   )
-
-
-def place_prompts(mesh: jax.sharding.Mesh, prompts: Prompts) -> Prompts:
-  """The prompts on the mesh, rows split over the data axes."""
-  return meshes.shard_rows(mesh, prompts)

@@ -40,21 +40,26 @@ def truncate(logits: jax.Array, config: SamplingConfig) -> jax.Array:
     greedy = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
     return jnp.log(greedy)
   logits = logits / config.temperature
+  best = None
   if config.top_k is not None and config.top_k < logits.shape[-1]:
-    kth = jax.lax.top_k(logits, config.top_k)[0][:, -1:]
-    logits = jnp.where(logits >= kth, logits, -jnp.inf)
+    # Without the barrier XLA merges the slice below into the top-k, and a CPU then sorts the vocabulary.
+    best = jax.lax.optimization_barrier(jax.lax.top_k(logits, config.top_k)[0])
+    logits = jnp.where(logits >= best[:, -1:], logits, -jnp.inf)
   if config.top_p < 1:
-    logits = _top_p(logits, config.top_p)
+    logits = _top_p(logits, -jnp.sort(-logits, axis=-1) if best is None else best, config.top_p)
   if config.min_p > 0:
     floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(config.min_p)
     logits = jnp.where(logits >= floor, logits, -jnp.inf)
   return jax.nn.log_softmax(logits, axis=-1)
 
 
-def _top_p(logits: jax.Array, top_p: float) -> jax.Array:
-  """Keeps each token whose more probable ones hold less than `top_p` of the mass."""
-  ordered = -jnp.sort(-logits, axis=-1)
-  probs = jax.nn.softmax(ordered, axis=-1)
+def _top_p(logits: jax.Array, ordered: jax.Array, top_p: float) -> jax.Array:
+  """Keeps each token whose more probable ones hold less than `top_p` of the mass.
+
+  `ordered` holds the logits that are left, largest first. After a top-k its k values are enough, and
+  spare sorting the vocabulary: what is left beyond them equals the last.
+  """
+  probs = jnp.exp(ordered - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
   before = jnp.cumsum(probs, axis=-1) - probs
   threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
   return jnp.where(logits >= threshold, logits, -jnp.inf)

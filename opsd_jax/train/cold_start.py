@@ -13,7 +13,7 @@ from opsd_jax.data import source
 from opsd_jax.distill import views
 from opsd_jax.distill.config import TeacherConfig
 from opsd_jax.models import model
-from opsd_jax.records import Example, Prompts
+from opsd_jax.records import Example, Problem, Prompts
 from opsd_jax.text.tokenizer import Tokenizer
 from opsd_jax.train import ledger, loop, state, step
 from opsd_jax.train.config import Budget
@@ -78,9 +78,10 @@ def supervised_batch(setup: Setup, number: int) -> tuple[Prompts, np.ndarray, np
   examples = source.cold_start_examples(
     setup.data, setup.splits.train, config.batch, teacher_rows, setup.seed, number
   )
-  texts = [views.prompt_text(setup.views, e.problem, e.role) for e in examples]
+  texts = [views.prompt(setup.views, e.problem, e.role, setup.tokenizer) for e in examples]
   width = max(setup.views.student_tokens, setup.views.teacher_tokens)
   prompts = views.tokenize_prompts(
+    setup.views,
     texts,
     [e.problem for e in examples],
     setup.tokenizer,
@@ -88,6 +89,15 @@ def supervised_batch(setup: Setup, number: int) -> tuple[Prompts, np.ndarray, np
     'the larger of views.student_tokens and views.teacher_tokens',
   )
   return prompts, *tokenize_completions(examples, setup.tokenizer, setup.rollout.sampling.max_tokens)
+
+
+def misfit(problem: Problem, tokenizer: Tokenizer, width: int) -> str | None:
+  """Why the worked solution cannot be trained on, in words that many problems share; None if it can."""
+  if not problem.solution.strip():
+    return 'it has no worked solution to start from'
+  if len(tokenizer.encode(problem.solution)) < width:
+    return None
+  return f'its worked solution and EOS are longer than rollout.sampling.max_tokens ({width})'
 
 
 def tokenize_completions(

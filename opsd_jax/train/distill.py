@@ -19,7 +19,7 @@ from opsd_jax.distill import scoring, teachers, views
 from opsd_jax.evaluate import accuracy as accuracies
 from opsd_jax.grade import exact
 from opsd_jax.models import model
-from opsd_jax.records import Graded, Problem, Prompts, Rollout
+from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout, Shown
 from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
 from opsd_jax.train import ledger, loop, state, step
@@ -73,7 +73,7 @@ def _make_update(
     began = time.monotonic()
     problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
-    placed = decode.place_prompts(setup.mesh, prompts)
+    placed = meshes.shard_rows(setup.mesh, prompts)
     rollout, sampled = roll_out(setup, weights.params, placed, number)
     rolled = time.monotonic()
 
@@ -121,7 +121,7 @@ def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int) 
 def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
   """Verdicts on the rollouts: a metric here, no part of the loss."""
   answers = [p.answer for p in problems for _ in range(setup.rollout.per_question)]
-  return exact.grade(accuracies.decode_rollout(sampled, setup.tokenizer), answers)
+  return exact.grade(accuracies.decode_rollout(sampled, setup.tokenizer), answers, setup.grade)
 
 
 def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[str, float]:
@@ -146,13 +146,10 @@ def validation_accuracy(setup: Setup, weights: state.TrainState) -> tuple[float,
   """Share of sampled answers to the validation problems that are right, and what asking took."""
   config = setup.evaluate
   verdicts = accuracies.answer_problems(
-    setup.spec,
+    setup.exam,
     weights.params,
-    setup.mesh,
     setup.splits.validation,
     'student',
-    setup.views,
-    setup.tokenizer,
     config.sampling,
     samples=config.validation_samples,
     batch=config.batch,
@@ -160,19 +157,6 @@ def validation_accuracy(setup: Setup, weights: state.TrainState) -> tuple[float,
   )
   spent = ledger.rollout_entry(setup.spec, verdicts.prompt_length, verdicts.length.ravel())
   return float(verdicts.correct.mean()), spent
-
-
-@dataclasses.dataclass(frozen=True)
-class ShownRollout:
-  """One rollout as a person reads it: tokens with the loss at each."""
-
-  problem: str
-  student_prompt: str
-  teacher_prompt: str
-  tokens: list[str]
-  loss: list[float]
-  answer: str
-  correct: bool
 
 
 def show_rollouts(
@@ -191,10 +175,10 @@ def show_rollouts(
   for row in range(min(_SHOWN, len(sampled.length))):
     problem, length = problems[row // setup.rollout.per_question], int(sampled.length[row])
     shown.append(
-      ShownRollout(
+      Shown(
         problem=problem.problem,
-        student_prompt=views.student_prompt(setup.views, problem),
-        teacher_prompt=views.teacher_prompts(setup.views, problem)[0],
+        student_prompt=_readable(setup, problem, 'student'),
+        teacher_prompt=_readable(setup, problem, 'teacher'),
         tokens=[setup.tokenizer.token_text(i) for i in sampled.ids[row, :length].tolist()],
         loss=[round(float(x), 5) for x in token_loss[row, :length]],
         answer=problem.answer,
@@ -207,3 +191,8 @@ def show_rollouts(
     [dataclasses.asdict(s) for s in shown],
     indent=None,
   )
+
+
+def _readable(setup: Setup, problem: Problem, role: Role) -> str:
+  """A prompt without the marks that tell its data from its control tokens."""
+  return setup.tokenizer.plain(views.prompt(setup.views, problem, role, setup.tokenizer))

@@ -7,9 +7,12 @@ from typing import Any
 import jax
 
 from opsd_jax.checkpoint.config import CheckpointConfig
-from opsd_jax.data.source import DataConfig, Splits
+from opsd_jax.data.config import DataConfig
+from opsd_jax.data.source import Splits
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
+from opsd_jax.evaluate.accuracy import Exam
 from opsd_jax.evaluate.config import EvaluateConfig
+from opsd_jax.grade.config import GradeConfig
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.text.tokenizer import Tokenizer
@@ -19,7 +22,11 @@ from opsd_jax.train.recorder import MetricsConfig
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """The workbench of a run. `resolved` is the whole config as plain values, kept in each checkpoint."""
+  """The workbench of a run.
+
+  `resolved` is the whole config as plain values, kept in each checkpoint; `dropped` says how many
+  problems of each split were left out for which reason.
+  """
 
   resolved: Mapping[str, Any]
   seed: int
@@ -28,6 +35,7 @@ class Setup:
   tokenizer: Tokenizer
   data: DataConfig
   splits: Splits
+  dropped: Mapping[str, Mapping[str, int]]
   views: ViewsConfig
   rollout: RolloutConfig
   teacher: TeacherConfig
@@ -35,6 +43,12 @@ class Setup:
   optimizer: OptimizerConfig
   loop: LoopConfig
   cold_start: ColdStartConfig
+  grade: GradeConfig
   evaluate: EvaluateConfig
   checkpoint: CheckpointConfig
   metrics: MetricsConfig
+
+  @property
+  def exam(self) -> Exam:
+    """How accuracies of this run are asked for."""
+    return Exam(self.spec, self.mesh, self.views, self.tokenizer, self.grade)

@@ -13,9 +13,9 @@ from opsd_jax.data.chains import ChainsConfig, draw_problems, make_problem
 from opsd_jax.distill import views
 from opsd_jax.distill.config import ViewsConfig, validate_views
 from opsd_jax.records import Problem
-from opsd_jax.text.tokenizer import TextConfig, make_tokenizer
+from opsd_jax.text.tokenizer import TokenizerConfig, make_tokenizer
 
-TOKENIZER = make_tokenizer(TextConfig())
+TOKENIZER = make_tokenizer(TokenizerConfig())
 PROBLEM = Problem(
   id='a/1',
   problem='two {things}',
@@ -83,7 +83,8 @@ def test_stable_id_never_changes():
 
 def test_prompts_are_right_padded_and_begin_with_bos():
   problems = [make_problem('3+'), make_problem('4-')]
-  prompts = views.tokenize_prompts(['3+:', '4'], problems, TOKENIZER, 6, 'views.student_tokens')
+  texts, setting = ['3+:', '4'], 'views.student_tokens'
+  prompts = views.tokenize_prompts(ViewsConfig(), texts, problems, TOKENIZER, 6, setting)
   assert prompts.ids.tolist() == [[1, 6, 13, 19, 0, 0], [1, 7, 0, 0, 0, 0]]
   assert prompts.length.tolist() == [4, 2]
   assert prompts.problem_id.tolist() == [views.stable_id(p) for p in problems]
@@ -107,8 +108,16 @@ def test_a_prompt_that_just_fits_and_one_that_does_not():
 
 
 def test_a_prompt_outside_of_the_alphabet_is_refused():
-  with pytest.raises(ConfigError, match='text.alphabet'):
+  with pytest.raises(ConfigError, match='tokenizer.alphabet'):
     views.student_batch(ViewsConfig(student='Solve {problem}'), [make_problem('3+')], TOKENIZER)
+
+
+def student(problem):
+  return views.prompt(QUICKSTART.views, problem, 'student', TOKENIZER)
+
+
+def teacher(problem):
+  return views.prompt(QUICKSTART.views, problem, 'teacher', TOKENIZER)
 
 
 def problems_of_quickstart(count=64):
@@ -117,7 +126,7 @@ def problems_of_quickstart(count=64):
 
 def test_the_student_of_the_quickstart_sees_no_privilege():
   for problem in problems_of_quickstart():
-    prompt = views.student_prompt(QUICKSTART.views, problem)
+    prompt = student(problem)
     assert problem.solution not in prompt and problem.meta['reference'] not in prompt
     assert prompt == f'{problem.problem}:'
 
@@ -125,19 +134,19 @@ def test_the_student_of_the_quickstart_sees_no_privilege():
 def test_the_students_prompt_is_a_function_of_the_question_alone():
   for problem in problems_of_quickstart(8):
     other = dataclasses.replace(problem, solution='?', answer='?', meta={'reference': '?'})
-    assert views.student_prompt(QUICKSTART.views, other) == views.student_prompt(QUICKSTART.views, problem)
-    assert views.teacher_prompts(QUICKSTART.views, other) != views.teacher_prompts(QUICKSTART.views, problem)
+    assert student(other) == student(problem)
+    assert teacher(other) != teacher(problem)
 
 
 def test_the_teachers_ids_hold_the_students_question_and_the_reference():
   config, problems = QUICKSTART.views, problems_of_quickstart(16)
-  student = views.student_batch(config, problems, TOKENIZER)
-  (teacher,) = views.teacher_batch(config, problems, TOKENIZER)
-  assert student.ids.shape == (16, config.student_tokens)
-  assert teacher.ids.shape == (16, config.teacher_tokens)
-  assert (student.problem_id == teacher.problem_id).all()
+  asked = views.student_batch(config, problems, TOKENIZER)
+  (told,) = views.teacher_batch(config, problems, TOKENIZER)
+  assert asked.ids.shape == (16, config.student_tokens)
+  assert told.ids.shape == (16, config.teacher_tokens)
+  assert (asked.problem_id == told.problem_id).all()
   for row, problem in enumerate(problems):
-    mine, theirs = (p.ids[row, : p.length[row]].tolist() for p in (student, teacher))
+    mine, theirs = (p.ids[row, : p.length[row]].tolist() for p in (asked, told))
     assert mine == [1, *TOKENIZER.encode(f'{problem.problem}:')]
     assert theirs == mine[:-1] + TOKENIZER.encode(f'|{problem.meta["reference"]}:')
 
@@ -145,15 +154,15 @@ def test_the_teachers_ids_hold_the_students_question_and_the_reference():
 def test_a_teacher_without_privilege_has_the_students_ids():
   config = ViewsConfig(teacher='{problem}:', student_tokens=12, teacher_tokens=12)
   problems = problems_of_quickstart(4)
-  student = views.student_batch(config, problems, TOKENIZER)
-  (teacher,) = views.teacher_batch(config, problems, TOKENIZER)
-  np.testing.assert_array_equal(student.ids, teacher.ids)
+  asked = views.student_batch(config, problems, TOKENIZER)
+  (told,) = views.teacher_batch(config, problems, TOKENIZER)
+  np.testing.assert_array_equal(asked.ids, told.ids)
 
 
 def test_the_prompt_of_a_role():
   problem = make_problem('3+*-')
-  assert views.prompt_text(QUICKSTART.views, problem, 'student') == '3+*-:'
-  assert views.prompt_text(QUICKSTART.views, problem, 'teacher') == '3+*-|487:'
+  assert student(problem) == '3+*-:'
+  assert teacher(problem) == '3+*-|487:'
 
 
 @pytest.mark.parametrize('field', ['student_tokens', 'teacher_tokens'])

@@ -20,10 +20,10 @@ from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Rollout
 from opsd_jax.rollout.config import SamplingConfig
-from opsd_jax.text.tokenizer import TextConfig, make_tokenizer
+from opsd_jax.text.tokenizer import TokenizerConfig, make_tokenizer
 
 SPEC = ModelSpec(vocab_size=20, num_layers=1, embed_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=8)
-TOKENIZER = make_tokenizer(TextConfig())
+TOKENIZER = make_tokenizer(TokenizerConfig())
 VIEW = ViewsConfig(student_tokens=8, teacher_tokens=12)
 PROBLEMS = [make_problem(text) for text in ('3+*', '1-', '4**-', '0+', '9*+')]
 SAMPLING = SamplingConfig(max_tokens=5)
@@ -39,15 +39,16 @@ def params():
   return model.init_params(SPEC, jax.random.key(3), mesh())
 
 
+def exam():
+  return accuracy.Exam(SPEC, mesh(), VIEW, TOKENIZER)
+
+
 def answer(batch, samples=2, role='student', sampling=SAMPLING, seed=1, weights=None):
   return accuracy.answer_problems(
-    SPEC,
+    exam(),
     params() if weights is None else weights,
-    mesh(),
     PROBLEMS,
     role,
-    VIEW,
-    TOKENIZER,
     sampling,
     samples=samples,
     batch=batch,
@@ -106,7 +107,7 @@ def test_every_verdict_stands_at_its_own_problem(monkeypatch, batch):
 def test_measure_averages_the_verdicts(monkeypatch):
   monkeypatch.setattr(accuracy.decode, 'generate', known_generate)
   config = EvaluateConfig(samples=6, sampling=SAMPLING, batch=3)
-  found, (sampled, greedy) = accuracy.measure(SPEC, {}, mesh(), PROBLEMS, 'student', VIEW, TOKENIZER, config)
+  found, (sampled, greedy) = accuracy.measure(exam(), {}, PROBLEMS, 'student', config)
   assert sampled.correct.shape == (5, 6) and greedy.correct.shape == (5, 1)
   assert found.sampled == mean_accuracy(sampled.correct)
   assert found.sampled.value == pytest.approx(1 / 3) and found.greedy.value == pytest.approx(2 / 5)

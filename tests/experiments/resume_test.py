@@ -36,10 +36,12 @@ def whole(tmp_path_factory, cache) -> pathlib.Path:
   return folder
 
 
-def start_and_kill(folder: pathlib.Path, cache: pathlib.Path, moment: Callable[[], bool]) -> bool:
+def start_and_kill(
+  folder: pathlib.Path, cache: pathlib.Path, moment: Callable[[], bool], command: list[str] | None = None
+) -> bool:
   """Starts the run and kills it as soon as `moment()` is true; False if it ended before."""
   process = subprocess.Popen(
-    tiny.command('train', folder, SETTINGS),
+    command or tiny.command('train', folder, SETTINGS),
     cwd=tiny.REPOSITORY,
     env=tiny.environment(cache),
     stdout=subprocess.DEVNULL,

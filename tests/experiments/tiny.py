@@ -32,14 +32,16 @@ SETTINGS = (
 ALONE = (*SETTINGS, 'controls=()')
 
 
-def command(program: str, workdir: pathlib.Path | None, settings=(), *flags: str) -> list[str]:
-  """The command line of an entry point on the shrunk quickstart."""
+def command(
+  program: str, workdir: pathlib.Path | None, settings=(), *flags: str, experiment: str = 'quickstart'
+) -> list[str]:
+  """The command line of an entry point, on the shrunk quickstart unless another is named."""
   where = [] if workdir is None else [f'--workdir={workdir}']
   return [
     sys.executable,
     '-m',
     f'experiments.{program}',
-    '--experiment=quickstart',
+    f'--experiment={experiment}',
     *where,
     *(f'--set={s}' for s in settings),
     *flags,

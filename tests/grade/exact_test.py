@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from opsd_jax.config import ConfigError
 from opsd_jax.grade import exact
+from opsd_jax.grade.config import GradeConfig, validate
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,33 @@ from opsd_jax.grade import exact
   ],
 )
 def test_the_final_answer_follows_the_last_equals_sign(completion, answer):
-  assert exact.final_answer(completion) == answer
+  assert exact.after_equals(completion) == answer
+
+
+@pytest.mark.parametrize(
+  ('completion', 'answer'),
+  [
+    (r'so \boxed{12}.', '12'),
+    (r'\boxed{1} or \boxed{2}', '2'),
+    (r'\boxed{\frac{1}{2}}', r'\frac{1}{2}'),
+    (r'\boxed{ {a} }', '{a}'),
+    (r'\boxed{3', None),
+    (r'\boxed{}', None),
+    (r'\boxed 3', None),
+    ('= 3', None),
+    ('', None),
+  ],
+)
+def test_the_final_answer_stands_in_the_last_box(completion, answer):
+  assert exact.in_box(completion) == answer
+
+
+def test_the_config_says_where_the_answer_stands():
+  completions, answers = [r'\boxed{4} = 5'] * 2, ['4', '5']
+  assert exact.grade(completions, answers, GradeConfig('boxed')).correct.tolist() == [True, False]
+  assert exact.grade(completions, answers, GradeConfig('equals')).correct.tolist() == [False, True]
+  with pytest.raises(ConfigError, match="grade.answer is 'box'.*boxed"):
+    validate(GradeConfig('box'))
 
 
 def test_verdicts_row_by_row():

@@ -351,7 +351,7 @@ def on_the_cube():
   born = model.abstract_params(SPEC, mesh)
   params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), make_params(SPEC), born)
   with jax.set_mesh(mesh):
-    prompts = decode.place_prompts(mesh, make_prompts())
+    prompts = meshes.shard_rows(mesh, make_prompts())
     numbers = (jnp.uint32(0), jnp.uint32(0), jnp.float32(1))
     lowered = decode._generate.lower(
       SPEC, params, prompts, jnp.full(8, 6), *numbers, CONFIG, (EOS,), 2, VALID
@@ -425,7 +425,7 @@ def test_rollouts_are_cropped_to_a_width():
 
 
 def test_prompts_are_placed_by_rows():
-  placed = decode.place_prompts(cube(), make_prompts())
+  placed = meshes.shard_rows(cube(), make_prompts())
   assert tuple(placed.ids.sharding.spec) == (('data', 'fsdp'), None)
   assert {s.data.shape for s in placed.ids.addressable_shards} == {(1, 5)}
   assert_same(meshes.host(placed), make_prompts())

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from opsd_jax import mesh as meshes
 from opsd_jax.distill import scoring
@@ -95,13 +96,13 @@ def call(key, make, *arguments):
   return PROGRAMS[key](*arguments)
 
 
-def distill_step(kind, micro_batches, params):
+def distill_step(kind, micro_batches, implementation, params):
   """With an average the layout of the new state is given, as in a run; else the compiler chooses."""
   teacher = TeacherConfig(**EMA) if kind == 'ema' else TeacherConfig(kind)
   layout = states.shardings(states.describe(params, OPTIMIZER, teacher)) if kind == 'ema' else None
   return steps.make_distill_step(
     SPEC,
-    ObjectiveConfig(chunk_tokens=32),
+    ObjectiveConfig(chunk_tokens=32, implementation=implementation),
     teacher,
     OPTIMIZER,
     valid_vocab=VALID,
@@ -136,7 +137,7 @@ class Outcome:
     return self.state.optimizer[0].trace
 
 
-def update(where, kind='frozen', micro_batches=1, teacher_seed=1, batch=None):
+def update(where, kind='frozen', micro_batches=1, teacher_seed=1, batch=None, implementation='chunked'):
   """An update of student 0, taught by the weights of `teacher_seed`."""
   mesh = MESHES[where]()
   prompts, seen, rollout = meshes.shard_rows(mesh, make_batch() if batch is None else batch)
@@ -145,8 +146,9 @@ def update(where, kind='frozen', micro_batches=1, teacher_seed=1, batch=None):
     scores = score(teacher, [seen], rollout)
     head = model.head(SPEC, teacher) if kind == 'frozen' else None
     state = TrainState(params, OPTIMIZER.init(params), teacher if kind == 'ema' else None)
-    make = functools.partial(distill_step, kind, micro_batches, params)
-    return Outcome(*call((where, kind, micro_batches), make, state, prompts, rollout, scores, head))
+    make = functools.partial(distill_step, kind, micro_batches, implementation, params)
+    key = (where, kind, micro_batches, implementation)
+    return Outcome(*call(key, make, state, prompts, rollout, scores, head))
 
 
 @functools.cache
@@ -188,6 +190,18 @@ def test_matches_one_device_and_one_part(where, kind, micro_batches, teacher_see
     check_average(actual, where)
   else:
     assert actual.state.teacher is None
+
+
+@pytest.mark.parametrize(
+  ('where', 'kind', 'micro_batches', 'teacher_seed'),
+  [('one', 'frozen', 1, 1), ('cube', 'frozen', 2, 1), ('cube', 'live', 1, 0)],
+)
+def test_an_update_with_the_tpu_kernels_is_the_same(where, kind, micro_batches, teacher_seed):
+  with pltpu.force_tpu_interpret_mode():
+    actual = update(where, kind, micro_batches, teacher_seed, implementation='tpu')
+    jax.block_until_ready(actual.state.params)
+  assert_same_update(actual, on_one(teacher_seed))
+  check_layout(actual, where)
 
 
 def check_layout(outcome, where):
@@ -233,7 +247,7 @@ def test_two_teacher_views_are_refused():
   scores = jax.eval_shape(functools.partial(scoring.score_teacher, SPEC), params, [seen] * 2, rollout)
   state = TrainState(params, OPTIMIZER.init(params), None)
   with pytest.raises(ValueError, match='compares with 1 teacher view, but 2 were scored'):
-    distill_step('live', 1, params).lower(state, prompts, rollout, scores, None)
+    distill_step('live', 1, 'chunked', params).lower(state, prompts, rollout, scores, None)
 
 
 # The oracle.

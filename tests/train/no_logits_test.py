@@ -1,0 +1,107 @@
+"""No buffer of a compiled update is as large as tokens times vocabulary: logits never exist whole."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from opsd_jax.distill import scoring
+from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
+from opsd_jax.mesh import MeshConfig, make_mesh
+from opsd_jax.models import model
+from opsd_jax.models.spec import ModelSpec
+from opsd_jax.records import Prompts, Rollout
+from opsd_jax.train import state as states
+from opsd_jax.train import step as steps
+from tests.models.transformer_test import QUICK
+
+QUESTIONS, WIDTH, PROMPT = 8, 64, 12
+VOCAB = 4_099  # a prime, so that no other size is a multiple of it by chance
+WHOLE = QUESTIONS * WIDTH * VOCAB  # elements of one tensor of logits
+SPEC = ModelSpec(VOCAB, num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32)
+OPTIMIZER = optax.adam(1e-3)
+TEACHERS = {'frozen': TeacherConfig('frozen'), 'ema': TeacherConfig('ema'), 'live': TeacherConfig('live')}
+
+
+def batch():
+  prompts = Prompts(
+    ids=np.ones((QUESTIONS, PROMPT), np.int32),
+    length=np.full(QUESTIONS, PROMPT, np.int32),
+    problem_id=np.arange(QUESTIONS, dtype=np.uint32),
+  )
+  zeros = np.zeros((QUESTIONS, WIDTH), np.float32)
+  rollout = Rollout(
+    ids=zeros.astype(np.int32),
+    length=np.full(QUESTIONS, WIDTH, np.int32),
+    stopped=np.zeros(QUESTIONS, bool),
+    raw_logp=zeros,
+    behaviour_logp=zeros,
+    rollout_index=np.zeros(QUESTIONS, np.int32),
+  )
+  return prompts, rollout
+
+
+def traced(objective, kind='frozen', micro_batches=1):
+  """The update as JAX sees it, of shapes alone: nothing is computed."""
+  teacher, (prompts, rollout) = TEACHERS[kind], batch()
+  params = model.abstract_params(SPEC, one_device())
+  state = states.describe(params, OPTIMIZER, teacher)
+  scores = jax.eval_shape(functools.partial(scoring.score_teacher, SPEC), params, (prompts,), rollout)
+  head = jax.ShapeDtypeStruct((VOCAB, SPEC.embed_dim), jnp.float32) if kind == 'frozen' else None
+  step = steps.make_distill_step(
+    SPEC, objective, teacher, OPTIMIZER, valid_vocab=VOCAB - 7, micro_batches=micro_batches
+  )
+  return step.trace(state, prompts, rollout, scores, head)
+
+
+def one_device():
+  return make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+
+
+def sizes(text):
+  """Elements of every array that a program names, in HLO (`f32[8,64]`) and StableHLO (`tensor<8x64xf32>`)."""
+  shapes = [s.split(',') for s in re.findall(r'\b[a-z]+\d+\[([\d,]+)\]', text)]
+  shapes += [s.rstrip('x').split('x') for s in re.findall(r'tensor<((?:\d+x)+)', text)]
+  return [math.prod(map(int, shape)) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+  ('kind', 'choices'),
+  [
+    ('frozen', dict(entry_clip_max=0.05)),
+    ('ema', dict(divergence='jsd')),
+    ('live', dict(divergence='reverse_kl', support='student_topk', k=8)),
+    ('frozen', dict(divergence='jsd', support='teacher_topk', k=8, tail='bucket')),
+  ],
+)
+def test_the_compiled_update_holds_one_chunk_of_logits(kind, choices):
+  objective = ObjectiveConfig(chunk_tokens=64, implementation='chunked', **choices)
+  found = sizes(traced(objective, kind).lower().compile(QUICK).as_text())
+  assert 64 * VOCAB in found, 'the chunk of logits should be seen'
+  assert max(found) <= 64 * VOCAB
+
+
+def test_micro_batches_hold_no_more():
+  objective = ObjectiveConfig(chunk_tokens=64, implementation='chunked')
+  assert max(sizes(traced(objective, micro_batches=2).lower().compile(QUICK).as_text())) <= 64 * VOCAB
+
+
+def test_whole_logits_would_be_seen():
+  found = sizes(traced(ObjectiveConfig(implementation='reference')).lower().compile(QUICK).as_text())
+  assert max(found) >= WHOLE
+
+
+@pytest.mark.parametrize(
+  'choices', [dict(), dict(divergence='jsd', support='teacher_topk', k=8, tail='bucket')]
+)
+def test_the_update_lowered_for_a_tpu_holds_no_logits_at_all(choices):
+  update = traced(ObjectiveConfig(implementation='tpu', **choices))
+  text = update.lower(lowering_platforms=('tpu',)).as_text()
+  assert 'tpu_custom_call' in text
+  # The largest are the attention's scores and the head: no logits of as few as 64 tokens.
+  assert VOCAB * SPEC.embed_dim in sizes(text) and max(sizes(text)) < 64 * VOCAB
