@@ -7,8 +7,35 @@ from opsd_jax.config import require, require_choice
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """How rotary frequencies are stretched beyond the length that a model was first trained on.
+
+  Attributes:
+    kind: `none`; `linear`: all by `factor`; `llama3`: low frequencies by `factor`, high ones not, a
+      ramp between (Llama 3.1); `yarn`: the same idea by rotations, with a factor on the attention
+      (arXiv 2309.00071).
+    factor: of the stretch.
+    original_length: positions before the stretch (llama3, yarn).
+    low_frequency_factor: wavelengths above `original_length` over this are stretched in full (llama3).
+    high_frequency_factor: wavelengths below `original_length` over this are left alone (llama3).
+    beta_fast: rotations over `original_length` above which a frequency is left alone (yarn).
+    beta_slow: rotations below which it is stretched in full (yarn).
+    attention_factor: multiplies cosine and sine (yarn); none for 0.1·ln(factor) + 1.
+  """
+
+  kind: Literal['none', 'linear', 'llama3', 'yarn'] = 'none'
+  factor: float = 1.0
+  original_length: int = 0
+  low_frequency_factor: float = 1.0
+  high_frequency_factor: float = 4.0
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  attention_factor: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSpec:
-  """Shape and arithmetic of a Qwen3-style decoder.
+  """Shape and arithmetic of a decoder: Qwen2, Qwen3, Llama 3, Gemma 2, Gemma 3 (text).
 
   Attributes:
     vocab_size: rows of the embedding V; may exceed the tokenizer's ids (padding).
@@ -17,12 +44,25 @@ class ModelSpec:
     num_heads: query heads N.
     num_kv_heads: key/value heads K; each serves N / K query heads.
     head_dim: width of a head H.
-    mlp_dim: inner width of SwiGLU F.
+    mlp_dim: inner width of the gated MLP F.
+    activation: of the MLP's gate.
     rope_theta: base of the rotary frequencies.
+    rope_scaling: their stretch, on layers that attend globally.
+    rope_local_theta: base on local layers, which are never stretched; none: as on global ones (Gemma 3
+      has its own).
+    sliding_window: tokens, itself among them, that a token of a local layer attends to; none: all.
+    layer_pattern: repeated over the layers, `L` local and `G` global; empty: all global.
+    attention_bias: biases on queries, keys and values (Qwen2).
+    qk_norm: RMSNorm on queries and keys, per head (Qwen3, Gemma 3).
+    query_scale: multiplies the attention's scores; none for head_dim^-1/2.
+    attention_softcap: c in c·tanh(score / c), or none (Gemma 2).
+    final_softcap: the same for logits; whoever applies the head applies it (Gemma 2).
+    norm_plus_one: norms multiply by 1 + scale (Gemma).
+    post_norms: norms on the outputs of attention and MLP as well (Gemma).
+    scale_embedding: embeddings are multiplied by sqrt(D), rounded to the compute dtype (Gemma).
     norm_eps: epsilon of RMSNorm.
-    qk_norm: RMSNorm on queries and keys, per head (Qwen3).
     tie_embeddings: the LM head is the embedding table.
-    dtype: compute dtype; parameters are always float32 masters.
+    dtype: compute dtype.
     remat: what a backward pass recomputes: nothing, everything, or all but matrix products.
   """
 
@@ -33,12 +73,35 @@ class ModelSpec:
   num_kv_heads: int = 2
   head_dim: int = 24
   mlp_dim: int = 288
+  activation: Literal['silu', 'gelu_tanh'] = 'silu'
   rope_theta: float = 1e4
-  norm_eps: float = 1e-6
+  rope_scaling: RopeScaling = RopeScaling()
+  rope_local_theta: float | None = None
+  sliding_window: int | None = None
+  layer_pattern: str = ''
+  attention_bias: bool = False
   qk_norm: bool = True
+  query_scale: float | None = None
+  attention_softcap: float | None = None
+  final_softcap: float | None = None
+  norm_plus_one: bool = False
+  post_norms: bool = False
+  scale_embedding: bool = False
+  norm_eps: float = 1e-6
   tie_embeddings: bool = True
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: Literal['none', 'full', 'dots'] = 'none'
+
+  def named(self, name: str) -> 'ModelSpec':
+    """A published size, or the model of a folder with a config.json; dtype and remat stay.
+
+    Raises:
+      ConfigError: there is no such size or folder, or its model is not one of the families.
+    """
+    from opsd_jax.models import families
+
+    found = families.find(name)
+    return dataclasses.replace(found, dtype=self.dtype, remat=self.remat)
 
 
 def validate(spec: ModelSpec) -> None:
