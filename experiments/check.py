@@ -5,8 +5,8 @@
 
 For a few problems: both prompts as text and ids, the end-of-sequence ids, which positions count in the
 loss, what the budget cuts, and what the privilege is worth on the reference solution; then memory. With
-a --workdir whose cold start has run, its weights are read; otherwise the random initial ones. Ends with
-code 3 if there are warnings.
+a --workdir whose cold start has run, its weights are read; otherwise the initial ones: random, or those
+of weights.path. Ends with code 3 if there are warnings.
 """
 
 import os
@@ -20,7 +20,7 @@ from opsd_jax.analyze import preflight
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.config import require
 from opsd_jax.experiment import Experiment, build
-from opsd_jax.models import model
+from opsd_jax.models import lora, model
 from opsd_jax.train import cold_start
 from opsd_jax.train.setup import Setup
 
@@ -48,21 +48,22 @@ def main(experiment: Experiment) -> int:
   _show_problems(setup)
   gain = sum(r.gain for r in readings) / len(readings)
   origin = f'cold-start weights after {updates} updates' if updates else 'random initial weights'
+  origin = f'weights of {setup.weights.path}' if setup.weights.path and not updates else origin
   print(
     f"teacher's gain over the student on {len(readings)} reference solutions: {gain:+.3f} nats a token "
     f'({origin})'
   )
   _show_memory(experiment, setup)
-  found = preflight.warnings(readings, setup.objective, trained=updates > 0)
+  found = preflight.warnings(readings, setup.objective, trained=updates > 0 or setup.weights.path is not None)
   return _show_warnings(
     found + preflight.layout_warnings(setup.mesh, setup.rollout, setup.loop.micro_batches)
   )
 
 
 def _weights(setup: Setup, workdir: str | None) -> tuple[model.Params, int]:
-  """Cold-start weights of the run and their updates, or random weights and 0."""
+  """Cold-start weights of the run and their updates, or those before any training and 0."""
   if not workdir:
-    return cold_start.random_params(setup), 0
+    return cold_start.initial_params(setup), 0
   folder = os.path.join(workdir, 'cold_start', 'checkpoints')
   require(os.path.isdir(folder), f'--workdir={workdir} has no cold start yet; train first, or leave it out.')
   with open_store(folder, setup.checkpoint, read_only=True) as store:
@@ -104,7 +105,10 @@ def _show_problems(setup: Setup) -> None:
 def _show_memory(experiment: Experiment, setup: Setup) -> None:
   abstract = model.abstract_params(setup.spec, setup.mesh)
   print(f'memory over {setup.mesh.size} device(s), by formula, activations left out:')
-  table = preflight.memory(setup.spec, abstract, setup.rollout, setup.views, setup.objective, setup.teacher)
+  adapters = lora.abstract(setup.lora, setup.spec, setup.mesh) if setup.lora.rank else None
+  table = preflight.memory(
+    setup.spec, abstract, setup.rollout, setup.views, setup.objective, setup.teacher, adapters
+  )
   for name, size in table.items():
     print(f'  {size / 2**20:12,.2f} MiB  {name}')
   for control in experiment.controls:

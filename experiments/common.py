@@ -23,6 +23,12 @@ _SET = flags.DEFINE_multi_string(
   'A setting to change, as --set=optimizer.learning_rate=1e-4. May be repeated; '
   "every setting is in the run's config.json.",
 )
+_MODEL = flags.DEFINE_string(
+  'model',
+  None,
+  "A model's folder, whose shape, weights and tokenizer are used, or the name of a published size, whose "
+  'shape is. Short for --set=model=... and, for a folder, weights.path=... and tokenizer.path=...',
+)
 _BUDGET = flags.DEFINE_string(
   'budget', None, 'Stop after tokens:N (sampled), updates:N or minutes:X. Short for --set=loop.budget=...'
 )
@@ -38,7 +44,14 @@ def experiment_from_flags() -> Experiment:
   if _EXPERIMENT.value is None:
     raise ConfigError(f'--experiment is missing. Recipes: {", ".join(recipes.names())}.')
   budget = [] if _BUDGET.value is None else [f'loop.budget={_BUDGET.value}']
-  return with_settings(recipes.load(_EXPERIMENT.value), [*_SET.value, *budget])
+  model = [] if _MODEL.value is None else model_settings(_MODEL.value)
+  return with_settings(recipes.load(_EXPERIMENT.value), [*model, *_SET.value, *budget])
+
+
+def model_settings(name: str) -> list[str]:
+  """Settings for a model's folder, or for the name of a published size, which has no weights here."""
+  folder = [f'weights.path={name}', f'tokenizer.path={name}'] if os.path.isdir(name) else []
+  return [f'model={name}', *folder]
 
 
 def with_settings(experiment: Experiment, assignments: list[str]) -> Experiment:

@@ -14,6 +14,7 @@ import jax
 from opsd_jax.evaluate import accuracy
 from opsd_jax.experiment import Experiment, assemble, with_control
 from opsd_jax.files import write_json
+from opsd_jax.models import lora
 from opsd_jax.models.model import Params
 from opsd_jax.records import Role
 from opsd_jax.train import cold_start, distill, ledger, loop
@@ -50,7 +51,8 @@ def _evaluate_all(setup: Setup, runs: dict[str, loop.Finished], folder: str) -> 
   os.makedirs(folder, exist_ok=True)
   base = runs['cold_start'].params
   arms: dict[str, tuple[Params, Role]] = {'base': (base, 'student'), 'teacher_view': (base, 'teacher')}
-  arms |= {name: (run.params, 'student') for name, run in runs.items() if name != 'cold_start'}
+  trained = {name: run.params for name, run in runs.items() if name != 'cold_start'}
+  arms |= {name: (lora.complete(setup.lora, base, tree), 'student') for name, tree in trained.items()}
   return {
     name: _evaluate(setup, params, role, runs.get(name), os.path.join(folder, f'{name}.json'))
     for name, (params, role) in arms.items()
@@ -69,9 +71,10 @@ def _evaluate(
       return saved
   began = time.monotonic()
   measured, verdicts = accuracy.measure(setup.exam, params, setup.splits.test, role, setup.evaluate)
-  spent = sum(
-    (ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel()) for v in verdicts), ledger.Ledger()
-  )
+  adapters = lora.size(setup.lora, setup.spec) if run else 0
+  spent = ledger.Ledger()
+  for v in verdicts:
+    spent += ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel(), adapters)
   row = _row(measured, setup) | {
     'updates': updates,
     'spent': dataclasses.asdict(spent),

@@ -150,6 +150,27 @@ def to_dict(config: Any) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def from_dict(kind: Any, value: Any, where: str) -> Any:
+  """The config of type `kind` that `to_dict` made plain; `where` is its file, for messages.
+
+  Raises:
+    ConfigError: a setting that this version does not have.
+  """
+  if dataclasses.is_dataclass(kind):
+    hints = typing.get_type_hints(kind)
+    for name in value:
+      require(name in hints, f'{where}: setting {name!r} is unknown to this version.{nearest(name, hints)}')
+    return kind(**{name: from_dict(hints[name], v, f'{where}: {name}') for name, v in value.items()})
+  options = typing.get_args(kind)
+  if _is_union(kind):
+    chosen = [option for option in options if option is not type(None)]
+    return value if value is None or len(chosen) != 1 else from_dict(chosen[0], value, where)
+  if typing.get_origin(kind) is tuple and isinstance(value, list):
+    inner = options[:1] * len(value) if options[-1] is Ellipsis else options
+    return tuple(from_dict(k, v, where) for k, v in zip(inner, value, strict=True))
+  return value
+
+
 def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
   """`{'optimizer.learning_rate': 1e-4, ...}` in field order."""
   flat: dict[str, Any] = {}

@@ -23,8 +23,12 @@ from opsd_jax.evaluate.config import EvaluateConfig
 from opsd_jax.grade import config as grade_room
 from opsd_jax.grade.config import GradeConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
+from opsd_jax.models import lora as lora_room
 from opsd_jax.models import spec as models_room
+from opsd_jax.models import weights as weights_room
+from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.spec import ModelSpec
+from opsd_jax.models.weights import WeightsConfig
 from opsd_jax.records import Problem
 from opsd_jax.rollout import config as rollout_room
 from opsd_jax.rollout.config import RolloutConfig
@@ -64,6 +68,8 @@ class Experiment:
   data: DataConfig = DataConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
   model: ModelSpec = ModelSpec()
+  weights: WeightsConfig = WeightsConfig()
+  lora: LoraConfig = LoraConfig()
   mesh: MeshConfig = MeshConfig()
   views: ViewsConfig = ViewsConfig()
   rollout: RolloutConfig = RolloutConfig()
@@ -110,6 +116,8 @@ def validate(experiment: Experiment) -> None:
   """
   _validate_numbers(experiment)
   tokenizer_size = _validate_tokenizer(experiment)
+  weights_room.validate(experiment.weights, experiment.model)
+  lora_room.validate(experiment.lora)
   source.validate(experiment.data)
   distill_room.validate_views(experiment.views)
   rollout_room.validate(experiment.rollout, tokenizer_size)
@@ -227,6 +235,8 @@ def assemble(
     data=e.data,
     splits=splits,
     dropped=dropped,
+    weights=e.weights,
+    lora=e.lora,
     views=e.views,
     rollout=e.rollout,
     teacher=e.teacher,

@@ -69,6 +69,9 @@ def test_the_default_experiment_is_valid():
     (['checkpoint.every=0'], ['checkpoint.every is 0']),
     (['metrics.wandb=none', 'rollout.buckets=32,16'], ['rollout.buckets is (32, 16)', 'ascending']),
     (['evaluate.batch=0'], ['evaluate.batch is 0']),
+    (['lora.rank=-1'], ['lora.rank is -1']),
+    (['lora.rank=4', 'lora.targets=q_proj,lm_head'], ["lora.targets has 'lm_head'"]),
+    (['weights.path=/nowhere'], ["weights.path is '/nowhere'", 'no folder']),
   ],
 )
 def test_what_the_rooms_must_agree_on(assignments, words):
@@ -159,7 +162,16 @@ def test_two_controls_of_one_name():
 
 @pytest.mark.parametrize(
   'setting',
-  ['data.chains.train=50', 'seed=1', 'evaluate.seed=2', 'model.embed_dim=8', 'views.student={problem}'],
+  [
+    'data.chains.train=50',
+    'seed=1',
+    'evaluate.seed=2',
+    'model.embed_dim=8',
+    'views.student={problem}',
+    'lora.rank=8',
+    'lora.targets=query',
+    'weights.path=/models/other',
+  ],
 )
 def test_a_control_shares_data_model_and_test_with_the_main_run(setting):
   """A control with other problems could train on the test problems of the main run."""
@@ -205,7 +217,7 @@ def test_build_makes_the_workbench():
   made = {'seed', 'spec', 'mesh', 'tokenizer', 'splits', 'dropped', 'resolved'}
   rooms = {f.name for f in dataclasses.fields(setup)} - made
   assert all(getattr(setup, room) == getattr(changed(*SHRUNK), room) for room in rooms)
-  assert len(rooms) == 12
+  assert len(rooms) == 14
 
 
 def test_a_control_shares_the_mesh_and_the_problems_of_the_main_run():
@@ -237,7 +249,17 @@ def test_build_validates():
 
 # --- Every setting is read by somebody.
 
-HOLDERS = {'config', 'cfg', 'spec', 's', 'e', 'experiment', 'control'}  # what a config is called
+HOLDERS = {
+  'config',
+  'cfg',
+  'spec',
+  's',
+  'e',
+  'experiment',
+  'control',
+  'scaling',
+  'self',
+}  # what a config is called
 
 
 def config_classes(root):

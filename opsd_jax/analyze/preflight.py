@@ -4,6 +4,7 @@ Axis letters: X problems, T completion tokens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -14,7 +15,7 @@ from kernels.linear_logprob.api import linear_logprob
 from opsd_jax.distill import views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.mesh import row_shards
-from opsd_jax.models import model
+from opsd_jax.models import lora, model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem, Prompts, length_mask
 from opsd_jax.rollout.config import RolloutConfig
@@ -104,7 +105,8 @@ def _mean_logp(
   @jax.jit
   def compute(params, prompts, ids, length):
     hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, ids)
-    logp = linear_logprob(hidden, model.head(spec, params), ids, valid_vocab=vocab).logp
+    head, cap = model.head(spec, params), spec.final_softcap
+    logp = linear_logprob(hidden, head, ids, softcap=cap, valid_vocab=vocab).logp
     return jnp.sum(jnp.where(length_mask(length, ids.shape[1]), logp, 0.0), axis=1) / jnp.maximum(length, 1)
 
   return compute(params, prompts, ids, length)
@@ -186,20 +188,44 @@ def memory(
   config: ViewsConfig,
   objective: ObjectiveConfig,
   teacher: TeacherConfig,
+  adapters: lora.Adapters | None = None,
 ) -> dict[str, int]:
-  """Bytes over all devices of what an update holds, by formula; activations are left out."""
-  weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+  """Bytes over all devices of what an update holds, by formula; activations are left out.
+
+  `abstract` are the float32 parameters, `adapters` those of LoRA, None where all weights are trained.
+  """
   width, compute = rollout.sampling.max_tokens, 2 if spec.dtype == 'bfloat16' else 4
   rows = rollout.questions * rollout.per_question
   token_kv = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * compute
   chunk = max(objective.chunk_tokens // rows, 1) * rows
-  return {
-    'student weights, gradients and Adam moments (float32)': 4 * weights,
-    'initial weights, kept for the frozen teacher and the evaluation': weights,
-    'average of an EMA teacher': weights if teacher.kind == 'ema' else 0,
+  return _weights(spec, abstract, teacher, adapters) | {
     'sampler cache: prompts once a question, completions': token_kv
     * (rollout.questions * config.student_tokens + rows * width),
     'teacher hidden states': rows * width * spec.embed_dim * compute,
     'logits of one chunk, both models (float32)': 2 * chunk * spec.vocab_size * 4,
     'for comparison: full logits, both models (float32)': 2 * rows * width * spec.vocab_size * 4,
   }
+
+
+def _weights(
+  spec: ModelSpec, abstract: model.Params, teacher: TeacherConfig, adapters: lora.Adapters | None
+) -> dict[str, int]:
+  """The part that the weights take, with what is made of them."""
+  if adapters is None:
+    whole = _size(abstract)
+    return {
+      'student weights, gradients and Adam moments (float32)': 4 * whole,
+      'initial weights, kept for the frozen teacher and the evaluation': whole,
+      'average of an EMA teacher': whole if teacher.kind == 'ema' else 0,
+    }
+  base = jax.eval_shape(functools.partial(model.for_decoding, spec), abstract)
+  return {
+    'adapters, gradients and Adam moments (float32)': 4 * _size(adapters),
+    f'base of the adapters, which is the frozen teacher too ({spec.dtype})': _size(base),
+    'average of an EMA teacher (adapters)': _size(adapters) if teacher.kind == 'ema' else 0,
+  }
+
+
+def _size(tree: model.Params) -> int:
+  """Bytes of a tree of arrays or shapes."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -103,8 +103,10 @@ class ObjectiveConfig:
   implementation: str | None = None
 
 
-def divergence_spec(config: ObjectiveConfig, valid_vocab: int) -> divergence.DivergenceSpec:
-  """The part of the objective that the kernel computes."""
+def divergence_spec(
+  config: ObjectiveConfig, valid_vocab: int, softcap: float | None = None
+) -> divergence.DivergenceSpec:
+  """The part of the objective that the kernel computes; `softcap` is of both models' logits."""
   return divergence.DivergenceSpec(
     kind=config.divergence,
     beta=config.beta,
@@ -115,6 +117,8 @@ def divergence_spec(config: ObjectiveConfig, valid_vocab: int) -> divergence.Div
     teacher_temperature=config.teacher_temperature,
     entry_clip_min=config.entry_clip_min,
     entry_clip_max=config.entry_clip_max,
+    student_softcap=softcap,
+    teacher_softcap=softcap,
     valid_vocab=valid_vocab,
   )
 

@@ -34,6 +34,7 @@ def compare(
   tokens: jax.Array,
   config: ObjectiveConfig,
   valid_vocab: int,
+  softcap: float | None = None,
 ) -> tuple[jax.Array, divergence.Divergence]:
   """Loss of every token [B, T], after the per-token clip, and the kernel's statistics.
 
@@ -45,6 +46,7 @@ def compare(
     tokens: int32 [B, T], sampled ids.
     config: the divergence.
     valid_vocab: ids at and beyond it are padding of the head.
+    softcap: `final_softcap` of the model, which is student and teacher.
   """
   out = divergence.linear_divergence(
     student_hidden,
@@ -52,7 +54,7 @@ def compare(
     teacher_hidden,
     teacher_head,
     tokens,
-    divergence_spec(config, valid_vocab),
+    divergence_spec(config, valid_vocab, softcap),
     chunk_tokens=config.chunk_tokens,
     implementation=config.implementation,
     batch_axes=RULES['batch'],

@@ -5,6 +5,7 @@ R rows of a context (R divides B: context row r serves B / R consecutive rows), 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,34 @@ from opsd_jax.records import length_mask
 MASKED = jnp.finfo(jnp.float32).min
 
 
+class Read(NamedTuple):
+  """One layer of a run of tokens already read: key and value [R, C, K, H]; length and start int32 [R].
+
+  Entry c is the token at position `start + c`; those at and beyond `length` are ignored.
+  """
+
+  key: jax.Array
+  value: jax.Array
+  length: jax.Array
+  start: jax.Array
+
+
+class Window(NamedTuple):
+  """How far back tokens see: `size` int32 [] tokens, themselves among them; their positions int32 [B, S]."""
+
+  size: jax.Array
+  positions: jax.Array
+
+
 def attend(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  contexts: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
+  contexts: Sequence[Read],
+  *,
+  scale: float,
+  softcap: float | None = None,
+  window: Window | None = None,
 ) -> jax.Array:
   """Causal attention over the new tokens, full attention over each context's first tokens.
 
@@ -28,38 +52,68 @@ def attend(
     query: [B, S, N, H].
     key: [B, S, K, H].
     value: [B, S, K, H].
-    contexts: (keys [R, C, K, H], values [R, C, K, H], length [R]) each.
+    contexts: what each row has read before.
+    scale: multiplies the scores.
+    softcap: c in c·tanh(score / c), before any masking, or None.
+    window: what every token sees; None for all. A row's positions are consecutive.
 
   Returns:
-    [B, S, N, H] in the dtype of `value`. The softmax is float32.
+    [B, S, N, H] in the dtype of `value`. Scores and softmax are float32.
   """
   batch, steps, heads, width = query.shape
   kv_heads = key.shape[2]
-  query = query.reshape(batch, steps, kv_heads, heads // kv_heads, width) * width**-0.5
+  query = query.reshape(batch, steps, kv_heads, heads // kv_heads, width)
 
-  causal = jnp.tril(jnp.ones((steps, steps), bool))
-  own = jnp.einsum('bskgh,btkh->bkgst', query, key, preferred_element_type=jnp.float32)
-  scores = [_context_scores(query, keys, length) for keys, _, length in contexts]
-  scores.append(jnp.where(causal[None, None, None], own, MASKED))
+  def shaped(scores):
+    # Not on the query: in bfloat16, a scale that is no power of two would round every query.
+    return soft_cap(scores * scale, softcap)
+
+  own = shaped(jnp.einsum('bskgh,btkh->bkgst', query, key, preferred_element_type=jnp.float32))
+  scores = [_masked(shaped(_context_scores(query, c.key)), c, window) for c in contexts]
+  scores = [s.reshape(batch, kv_heads, heads // kv_heads, steps, -1) for s in scores]
+  scores.append(jnp.where(_own_visible(steps, window)[None, None, None], own, MASKED))
 
   probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(value.dtype)
   out, start = jnp.zeros((), value.dtype), 0
-  for _, values, _ in contexts:
-    width_c = values.shape[1]
-    out = out + _context_values(probs[..., start : start + width_c], values)
+  for context in contexts:
+    width_c = context.value.shape[1]
+    out = out + _context_values(probs[..., start : start + width_c], context.value)
     start += width_c
   out = out + jnp.einsum('bkgst,btkh->bskgh', probs[..., start:], value)
   return out.reshape(batch, steps, heads, width)
 
 
-def _context_scores(query: jax.Array, keys: jax.Array, length: jax.Array) -> jax.Array:
-  """float32 [B, K, G, S, C], masked beyond each context's length."""
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+  """cap·tanh(x / cap), which keeps x within ±cap; x itself for None."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def _own_visible(steps: int, window: Window | None) -> jax.Array:
+  """bool [S, S], which new tokens a new token attends to."""
+  causal = jnp.tril(jnp.ones((steps, steps), bool))
+  if window is None:
+    return causal
+  age = jnp.arange(steps)[:, None] - jnp.arange(steps)[None, :]
+  return causal & (age < window.size)
+
+
+def _context_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
+  """float32 [R, B / R, K, G, S, C]."""
   batch, steps, kv_heads, group, width = query.shape
-  rows, size = keys.shape[:2]
+  rows = keys.shape[0]
   shared = query.reshape(rows, batch // rows, steps, kv_heads, group, width)
-  scores = jnp.einsum('rnskgh,rckh->rnkgsc', shared, keys, preferred_element_type=jnp.float32)
-  visible = length_mask(length, size)[:, None, None, None, None, :]
-  return jnp.where(visible, scores, MASKED).reshape(batch, kv_heads, group, steps, size)
+  return jnp.einsum('rnskgh,rckh->rnkgsc', shared, keys, preferred_element_type=jnp.float32)
+
+
+def _masked(scores: jax.Array, context: Read, window: Window | None) -> jax.Array:
+  """`_context_scores` masked beyond the context's length and before each token's window."""
+  rows, repeats, _, _, steps, size = scores.shape
+  visible = length_mask(context.length, size)[:, None, None, None, None, :]
+  if window is not None:
+    at = context.start[:, None] + jnp.arange(size)[None, :]
+    age = window.positions.reshape(rows, repeats, steps, 1) - at[:, None, None, :]
+    visible = visible & (age < window.size)[:, :, None, None]
+  return jnp.where(visible, scores, MASKED)
 
 
 def _context_values(probs: jax.Array, values: jax.Array) -> jax.Array:
@@ -69,20 +123,3 @@ def _context_values(probs: jax.Array, values: jax.Array) -> jax.Array:
   shared = probs.reshape(rows, batch // rows, kv_heads, group, steps, size)
   out = jnp.einsum('rnkgsc,rckh->rnskgh', shared, values)
   return out.reshape(batch, steps, kv_heads, group, width)
-
-
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-  """Rotary position embedding in the half-split layout of Hugging Face checkpoints.
-
-  Args:
-    x: [B, S, heads, H].
-    positions: int32 [B, S].
-    theta: base of the frequencies.
-  """
-  half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x.dtype)

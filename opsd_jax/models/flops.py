@@ -15,7 +15,8 @@ def forward_flops(spec: ModelSpec, before: np.ndarray, new: np.ndarray, *, with_
   """FLOPs to read `new` tokens after `before` others, summed over rows.
 
   A multiply-add counts as two. Attention counts the causal half: token i of a row meets
-  `before + i + 1` keys, in the scores and again in the weighted sum of values.
+  `before + i + 1` keys, in the scores and again in the weighted sum of values; on a local layer no
+  more than the sliding window. Norms, biases, gates and rotations are left out.
 
   Args:
     spec: the model's shape.
@@ -25,6 +26,15 @@ def forward_flops(spec: ModelSpec, before: np.ndarray, new: np.ndarray, *, with_
   """
   before, new = np.asarray(before, np.int64), np.asarray(new, np.int64)
   weights = matmul_params(spec) + (spec.vocab_size * spec.embed_dim if with_head else 0)
-  keys_met = before * new + new * (new + 1) // 2
-  attention = 4 * spec.num_layers * spec.num_heads * spec.head_dim
-  return int(2 * weights * new.sum() + attention * keys_met.sum())
+  keys_met = spec.num_layers * _keys_met(before, new)
+  if any(spec.local_layers):
+    # What the window spares a row is what the same row would meet without its first tokens.
+    spared = np.maximum(before - spec.sliding_window, 0)
+    until = np.maximum(before + new - spec.sliding_window, 0)
+    keys_met -= sum(spec.local_layers) * _keys_met(spared, until - spared)
+  return int(2 * weights * new.sum() + 4 * spec.num_heads * spec.head_dim * keys_met.sum())
+
+
+def _keys_met(before: np.ndarray, new: np.ndarray) -> np.ndarray:
+  """Keys that `new` tokens after `before` others meet in all, themselves among them."""
+  return before * new + new * (new + 1) // 2

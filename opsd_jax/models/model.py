@@ -1,11 +1,13 @@
 """The model as pure functions of a parameter tree.
 
-Student, frozen teacher, EMA teacher and sampler call the same functions with different trees.
+Student, frozen teacher, EMA teacher and sampler call the same functions with different trees: plain
+ones, or an `Adapted` base.
 """
 
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,21 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV, Context, Transformer
 
 Params = Any
+
+
+@flax.struct.dataclass
+class Adapted:
+  """Parameters with low-rank adapters beside them; stands wherever a parameter tree does.
+
+  Attributes:
+    base: parameter tree.
+    lora: {'a': [L, *in, r], 'b': [L, r, *out]} at the paths of some of the base's kernels.
+    scale: multiplies what the adapters add.
+  """
+
+  base: Params
+  lora: Params
+  scale: float = flax.struct.field(pytree_node=False)
 
 
 def _boxed_init(spec: ModelSpec, key: jax.Array) -> Params:
@@ -52,7 +69,7 @@ def apply(
 
   Args:
     spec: the model's shape.
-    params: parameter tree.
+    params: parameter tree, plain or `Adapted`.
     tokens: int32 [B, S].
     positions: int32 [B, S], absolute positions for the rotary embedding.
     contexts: what every row has read before; each may be shared by consecutive rows.
@@ -61,23 +78,31 @@ def apply(
   Returns:
     Hidden states [B, S, D] after the final norm, and KV [L, B, S, K, H] or None.
   """
+  if isinstance(params, Adapted):
+    variables = {'params': params.base, 'lora': params.lora}
+    return Transformer(spec, keep_kv, params.scale).apply(variables, tokens, positions, contexts)
   return Transformer(spec, keep_kv).apply({'params': params}, tokens, positions, contexts)
 
 
 def for_decoding(spec: ModelSpec, params: Params) -> Params:
   """The tree with every matrix in the compute dtype, so that a decode step does not read float32 masters.
 
-  Norm scales stay float32, in which they are used.
+  Norm scales stay as they are; they are used in float32.
   """
 
   def cast(path, leaf):
-    return leaf if path[-1].key == 'scale' else leaf.astype(spec.dtype)
+    is_scale = getattr(path[-1], 'key', None) == 'scale'
+    return leaf if is_scale else leaf.astype(spec.dtype)
 
   return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def head(spec: ModelSpec, params: Params) -> jax.Array:
-  """The LM head, float32 [V, D]: row v holds the weights of token v's logit."""
+  """The LM head [V, D] in its own dtype: row v holds the weights of token v's logit.
+
+  Whoever applies it caps the logits by `spec.final_softcap`.
+  """
+  params = params.base if isinstance(params, Adapted) else params
   return params['embedding'] if spec.tie_embeddings else params['head']
 
 
@@ -96,7 +121,7 @@ def read_prompts(spec: ModelSpec, params: Params, ids: jax.Array, length: jax.Ar
   width = max(ids.shape[1] - 1, 1)
   positions = jnp.broadcast_to(jnp.arange(width)[None, :], (ids.shape[0], width))
   _, kv = apply(spec, params, ids[:, :width], positions)
-  return Context(kv, length - 1)
+  return Context(kv, length - 1, jnp.zeros_like(length))
 
 
 def last_token(ids: jax.Array, length: jax.Array) -> jax.Array:

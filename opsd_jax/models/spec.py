@@ -47,9 +47,9 @@ class ModelSpec:
     mlp_dim: inner width of the gated MLP F.
     activation: of the MLP's gate.
     rope_theta: base of the rotary frequencies.
-    rope_scaling: their stretch, on layers that attend globally.
-    rope_local_theta: base on local layers, which are never stretched; none: as on global ones (Gemma 3
-      has its own).
+    rope_scaling: their stretch.
+    rope_local_theta: base on local layers, which are then not stretched (Gemma 3); none: they are
+      rotated as global ones are.
     sliding_window: tokens, itself among them, that a token of a local layer attends to; none: all.
     layer_pattern: repeated over the layers, `L` local and `G` global; empty: all global.
     attention_bias: biases on queries, keys and values (Qwen2).
@@ -92,6 +92,12 @@ class ModelSpec:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: Literal['none', 'full', 'dots'] = 'none'
 
+  @property
+  def local_layers(self) -> tuple[bool, ...]:
+    """Of every layer, whether it attends within the sliding window alone."""
+    pattern = self.layer_pattern or 'G'
+    return tuple(pattern[i % len(pattern)] == 'L' for i in range(self.num_layers))
+
   def named(self, name: str) -> 'ModelSpec':
     """A published size, or the model of a folder with a config.json; dtype and remat stay.
 
@@ -116,5 +122,56 @@ def validate(spec: ModelSpec) -> None:
   require(spec.head_dim % 2 == 0, f'model.head_dim is {spec.head_dim}; rotary embedding needs an even one.')
   for field in ('rope_theta', 'norm_eps'):
     require(getattr(spec, field) > 0, f'model.{field} is {getattr(spec, field)}; it must be positive.')
+  for field in ('rope_local_theta', 'sliding_window', 'query_scale', 'attention_softcap', 'final_softcap'):
+    value = getattr(spec, field)
+    require(value is None or value > 0, f'model.{field} is {value}; it must be positive, or none.')
+  _validate_layers(spec)
+  _validate_scaling(spec.rope_scaling, spec.rope_theta)
+  require_choice('model.activation', spec.activation, ('silu', 'gelu_tanh'))
   require_choice('model.dtype', spec.dtype, ('float32', 'bfloat16'))
   require_choice('model.remat', spec.remat, ('none', 'full', 'dots'))
+
+
+def _validate_layers(spec: ModelSpec) -> None:
+  require(
+    set(spec.layer_pattern) <= set('LG'),
+    f'model.layer_pattern is {spec.layer_pattern!r}; write L for a local layer and G for a global one.',
+  )
+  if any(spec.local_layers):
+    require(
+      spec.sliding_window is not None,
+      f'model.layer_pattern is {spec.layer_pattern!r}, but local layers need model.sliding_window.',
+    )
+    return
+  for field in ('sliding_window', 'rope_local_theta'):
+    value = getattr(spec, field)
+    require(
+      value is None, f'model.{field} is {value}, but no layer is local; put L into model.layer_pattern.'
+    )
+
+
+def _validate_scaling(scaling: RopeScaling, theta: float) -> None:
+  name = 'model.rope_scaling'
+  require_choice(f'{name}.kind', scaling.kind, ('none', 'linear', 'llama3', 'yarn'))
+  require(scaling.factor > 0, f'{name}.factor is {scaling.factor}; it must be positive.')
+  if scaling.kind in ('llama3', 'yarn'):
+    require(
+      scaling.original_length > 0,
+      f'{name}.original_length is {scaling.original_length}; {scaling.kind} needs the positions that the '
+      'model was first trained on.',
+    )
+  if scaling.kind == 'llama3':
+    _require_order(
+      f'{name}.low_frequency_factor', scaling.low_frequency_factor, scaling.high_frequency_factor
+    )
+  if scaling.kind == 'yarn':
+    _require_order(f'{name}.beta_slow', scaling.beta_slow, scaling.beta_fast)
+    require(theta > 1, f'model.rope_theta is {theta}; yarn needs one above 1.')
+    factor = scaling.attention_factor
+    require(
+      factor is None or factor > 0, f'{name}.attention_factor is {factor}; it must be positive, or none.'
+    )
+
+
+def _require_order(name: str, low: float, high: float) -> None:
+  require(0 < low < high, f'{name} is {low}; it must lie above 0 and below its counterpart, {high}.')

@@ -12,9 +12,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from opsd_jax.mesh import constrain
-from opsd_jax.models import attention
+from opsd_jax.models import attention, rotary
+from opsd_jax.models.layers import GatedMLP, RMSNorm, linear, parameter
 from opsd_jax.models.spec import ModelSpec
 
 
@@ -33,102 +35,99 @@ class Context:
   Attributes:
     kv: keys and values, [L, R, C, K, H].
     length: int32 [R]; entries at and beyond it are ignored.
+    start: int32 [R], position of the first entry; the others follow it one by one.
   """
 
   kv: KV
   length: jax.Array
+  start: jax.Array
 
 
-def _kernel(
-  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int
-) -> jax.Array:
-  """A float32 parameter drawn with standard deviation fan_in^-1/2, cast to the compute dtype."""
-  init = nn.initializers.normal(fan_in**-0.5)
-  param = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-  return param.astype(module.spec.dtype)
+@flax.struct.dataclass
+class Place:
+  """What all layers share about where the new tokens stand.
 
+  Attributes:
+    positions: int32 [B, S].
+    rotary: of global layers.
+    local_rotary: of local layers, None where it is the same.
+    lengths: int32 [R] of each context.
+    starts: int32 [R] of each context.
+  """
 
-class RMSNorm(nn.Module):
-  """x / rms(x) · scale over the last axis, in float32."""
+  positions: jax.Array
+  rotary: rotary.Rotary
+  local_rotary: rotary.Rotary | None
+  lengths: tuple[jax.Array, ...]
+  starts: tuple[jax.Array, ...]
 
-  spec: ModelSpec
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.with_logical_partitioning(nn.initializers.ones, (None,))
-    scale = self.param('scale', init, (x.shape[-1],), jnp.float32)
-    wide = x.astype(jnp.float32)
-    variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(variance + self.spec.norm_eps)
-    return (wide * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+  def rotary_of(self, local: jax.Array | None) -> rotary.Rotary:
+    """Of one layer; `local` is a bool scalar, None where no layer is local."""
+    if local is None or self.local_rotary is None:
+      return self.rotary
+    return jax.tree.map(lambda a, b: jnp.where(local, a, b), self.local_rotary, self.rotary)
 
 
 class Attention(nn.Module):
-  """Grouped-query attention with rotary positions and, for Qwen3, normalised queries and keys."""
+  """Grouped-query attention with rotary positions, and norms or biases where the family has them."""
 
   spec: ModelSpec
+  lora_scale: float = 1.0
 
   @nn.compact
-  def __call__(
-    self, x: jax.Array, positions: jax.Array, contexts: tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
-  ):
+  def __call__(self, x: jax.Array, place: Place, contexts: tuple[KV, ...], local: jax.Array | None):
     s = self.spec
-    heads, kv_heads = (s.num_heads, 'heads'), (s.num_kv_heads, 'kv_heads')
-    query, key, value = (
-      self._project(x, name, *shape)
-      for name, shape in (('query', heads), ('key', kv_heads), ('value', kv_heads))
-    )
+    query = self._project(x, 'query', 'heads', s.num_heads)
+    key = self._project(x, 'key', 'kv_heads', s.num_kv_heads)
+    value = self._project(x, 'value', 'kv_heads', s.num_kv_heads)
     if s.qk_norm:
       query, key = RMSNorm(s, name='query_norm')(query), RMSNorm(s, name='key_norm')(key)
-    query = attention.rotate(query, positions, s.rope_theta)
-    key = attention.rotate(key, positions, s.rope_theta)
-    mixed = attention.attend(query, key, value, contexts)
-    out = _kernel(
-      self,
-      'out',
-      (s.num_heads, s.head_dim, s.embed_dim),
-      ('heads', 'head_dim', 'embed'),
-      s.num_heads * s.head_dim,
+    turn = place.rotary_of(local)
+    query, key = rotary.rotate(query, turn), rotary.rotate(key, turn)
+    mixed = attention.attend(
+      query,
+      key,
+      value,
+      [attention.Read(c.key, c.value, *at) for c, *at in zip(contexts, place.lengths, place.starts)],
+      scale=s.head_dim**-0.5 if s.query_scale is None else s.query_scale,
+      softcap=s.attention_softcap,
+      window=None if local is None else attention.Window(self._window(local), place.positions),
     )
-    return jnp.einsum('bsnh,nhd->bsd', mixed, out), (key, value)
+    wide = {'heads': s.num_heads, 'head_dim': s.head_dim}
+    return linear(self, 'out', mixed, wide, {'embed': s.embed_dim}), KV(key, value)
 
-  def _project(self, x: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
+  def _project(self, x: jax.Array, name: str, axis: str, heads: int) -> jax.Array:
     s = self.spec
-    kernel = _kernel(self, name, (s.embed_dim, heads, s.head_dim), ('embed', axis, 'head_dim'), s.embed_dim)
-    return constrain(jnp.einsum('bsd,dnh->bsnh', x, kernel), 'batch', 'length', axis, 'head_dim')
+    out = {axis: heads, 'head_dim': s.head_dim}
+    y = linear(self, name, x, {'embed': s.embed_dim}, out)
+    if s.attention_bias:
+      y = y + parameter(self, f'{name}_bias', nn.initializers.zeros, out)[None, None]
+    return constrain(y, 'batch', 'length', axis, 'head_dim')
 
-
-class SwiGLU(nn.Module):
-  """down(silu(gate x) · up x)."""
-
-  spec: ModelSpec
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    s = self.spec
-    gate = _kernel(self, 'gate', (s.embed_dim, s.mlp_dim), ('embed', 'mlp'), s.embed_dim)
-    up = _kernel(self, 'up', (s.embed_dim, s.mlp_dim), ('embed', 'mlp'), s.embed_dim)
-    down = _kernel(self, 'down', (s.mlp_dim, s.embed_dim), ('mlp', 'embed'), s.mlp_dim)
-    inner = constrain(nn.silu(x @ gate) * (x @ up), 'batch', 'length', 'mlp')
-    return inner @ down
+  def _window(self, local: jax.Array) -> jax.Array:
+    """int32 [], which is never reached on a global layer."""
+    return jnp.where(local, self.spec.sliding_window, np.iinfo(np.int32).max)
 
 
 class Block(nn.Module):
-  """Pre-norm attention and MLP around a residual stream."""
+  """Attention and MLP around a residual stream, each after a norm and, for Gemma, before another."""
 
   spec: ModelSpec
   keep_kv: bool
+  lora_scale: float
 
   @nn.compact
-  def __call__(self, x, positions, context_kv, context_length):
+  def __call__(self, x, place, contexts, local):
     s = self.spec
-    contexts = tuple(
-      (kv.key, kv.value, length) for kv, length in zip(context_kv, context_length, strict=True)
-    )
-    mixed, kv = Attention(s, name='attention')(RMSNorm(s, name='attention_norm')(x), positions, contexts)
-    x = x + mixed
-    x = x + SwiGLU(s, name='mlp')(RMSNorm(s, name='mlp_norm')(x))
-    return constrain(x, 'batch', 'length', 'activation'), KV(*kv) if self.keep_kv else None
+    normed = RMSNorm(s, name='attention_norm')(x)
+    mixed, kv = Attention(s, self.lora_scale, name='attention')(normed, place, contexts, local)
+    x = x + self._after(mixed, 'attention_post_norm')
+    inner = GatedMLP(s, self.lora_scale, name='mlp')(RMSNorm(s, name='mlp_norm')(x))
+    x = x + self._after(inner, 'mlp_post_norm')
+    return constrain(x, 'batch', 'length', 'activation'), kv if self.keep_kv else None
+
+  def _after(self, x: jax.Array, name: str) -> jax.Array:
+    return RMSNorm(self.spec, name=name)(x) if self.spec.post_norms else x
 
 
 def _rematerialised(spec: ModelSpec) -> Callable[..., Any]:
@@ -139,10 +138,15 @@ def _rematerialised(spec: ModelSpec) -> Callable[..., Any]:
 
 
 class Transformer(nn.Module):
-  """Embedding, scanned blocks and the final norm; the LM head is a parameter that others apply."""
+  """Embedding, scanned blocks and the final norm; the LM head is a parameter that others apply.
+
+  The optional variable collection `lora` holds adapters at the paths of the kernels that they add to,
+  stacked over layers like those (see `layers.linear`).
+  """
 
   spec: ModelSpec
   keep_kv: bool = True
+  lora_scale: float = 1.0
 
   @nn.compact
   def __call__(
@@ -150,20 +154,35 @@ class Transformer(nn.Module):
   ) -> tuple[jax.Array, KV | None]:
     """tokens and positions int32 [B, S] -> hidden [B, S, D] and the tokens' KV [L, B, S, K, H]."""
     s = self.spec
-    table_init = nn.with_logical_partitioning(nn.initializers.normal(s.embed_dim**-0.5), ('vocab', 'embed'))
-    embedding = self.param('embedding', table_init, (s.vocab_size, s.embed_dim), jnp.float32)
-    if not s.tie_embeddings:
-      self.param('head', table_init, (s.vocab_size, s.embed_dim), jnp.float32)
-    # Whole in width before the lookup: a gather of rows from a table split in width would be replicated.
-    table = constrain(embedding.astype(s.dtype), 'vocab', None)
-    x = constrain(table[tokens], 'batch', 'length', 'activation')
+    x = self._embed(tokens)
+    place = Place(
+      positions,
+      *rotary.tables(s, positions),
+      tuple(c.length for c in contexts),
+      tuple(c.start for c in contexts),
+    )
     layers = nn.scan(
       _rematerialised(s),
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, 'lora': 0},
       split_rngs={'params': True},
-      in_axes=(nn.broadcast, 0, nn.broadcast),
+      in_axes=(nn.broadcast, 0, 0),
       length=s.num_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
-    )(s, self.keep_kv, name='layers')
-    x, kv = layers(x, positions, tuple(c.kv for c in contexts), tuple(c.length for c in contexts))
+    )(s, self.keep_kv, self.lora_scale, name='layers')
+    # Without local layers, no layer computes anything for a window.
+    local = jnp.array(s.local_layers) if any(s.local_layers) else None
+    x, kv = layers(x, place, tuple(c.kv for c in contexts), local)
     return RMSNorm(s, name='final_norm')(x), kv
+
+  def _embed(self, tokens: jax.Array) -> jax.Array:
+    s = self.spec
+    init, dims = nn.initializers.normal(s.embed_dim**-0.5), {'vocab': s.vocab_size, 'embed': s.embed_dim}
+    table = parameter(self, 'embedding', init, dims)
+    if not s.tie_embeddings:
+      parameter(self, 'head', init, dims)
+    # Whole in width before the lookup: a gather of rows from a table split in width would be replicated.
+    x = constrain(table, 'vocab', None)[tokens]
+    if s.scale_embedding:
+      # Rounded as in training: 55.5 for 3072 in bfloat16, where the root is 55.43.
+      x = x * jnp.asarray(s.embed_dim**0.5, x.dtype)
+    return constrain(x, 'batch', 'length', 'activation')

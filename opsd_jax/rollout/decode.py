@@ -12,11 +12,23 @@ import numpy as np
 
 from opsd_jax.mesh import constrain
 from opsd_jax.models import model
+from opsd_jax.models.attention import soft_cap
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV, Context
 from opsd_jax.records import Prompts, Rollout
 from opsd_jax.rollout import sampling
 from opsd_jax.rollout.config import SamplingConfig
+
+CACHE_AXES = ('layers', 'batch', 'length', 'kv_heads', 'head_dim')
+
+
+class Rows(NamedTuple):
+  """What stays the same for every row from its first token to its last."""
+
+  prompt: Context  # of Q questions, read-only and shared by each one's rollouts
+  start: jax.Array  # int32 [B], tokens of the prompt before the first input
+  keys: jax.Array  # [B], one random key a row
+  budget: jax.Array  # int32 [B]
 
 
 class Decoding(NamedTuple):
@@ -68,14 +80,11 @@ def generate(
   Returns:
     A Rollout of B = Q·per_question rows, row b from prompt b // per_question, T = config.max_tokens.
   """
-  rows = prompts.ids.shape[0] * per_question
-  budget = np.full(rows, config.max_tokens) if max_tokens is None else np.asarray(max_tokens)
-  budget = np.minimum(budget, config.max_tokens).astype(np.int32)
   return _generate(
     spec,
     params,
     prompts,
-    budget,
+    budgets(prompts, per_question, config, max_tokens),
     np.uint32(seed),
     np.uint32(step),
     np.float32(loss_temperature),
@@ -86,42 +95,84 @@ def generate(
   )
 
 
+def budgets(
+  prompts: Prompts, per_question: int, config: SamplingConfig, max_tokens: np.ndarray | jax.Array | None
+) -> np.ndarray:
+  """int32 [B], tokens that every row may have: `max_tokens` [B] where given, `config.max_tokens` at most."""
+  rows = prompts.ids.shape[0] * per_question
+  asked = np.full(rows, config.max_tokens) if max_tokens is None else np.asarray(max_tokens)
+  return np.minimum(asked, config.max_tokens).astype(np.int32)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 7, 8, 9, 10))
 def _generate(
   spec, params, prompts, budget, seed, step, loss_temperature, config, eos_ids, per_question, valid_vocab
 ) -> Rollout:
   params = model.for_decoding(spec, params)
-  prompt = model.read_prompts(spec, params, prompts.ids, prompts.length)
-  repeat = functools.partial(jnp.repeat, repeats=per_question)
-  index = jnp.tile(jnp.arange(per_question, dtype=jnp.int32), prompts.ids.shape[0])
-  keys = sampling.row_keys(seed, step, repeat(prompts.problem_id), index)
-  start = repeat(prompts.length - 1)
-  first = repeat(model.last_token(prompts.ids, prompts.length))
-
-  def draw(state: Decoding) -> Decoding:
-    cache = Context(state.cache, jnp.full_like(state.length, state.step))
-    hidden, kv = model.apply(
-      spec, params, state.token[:, None], (start + state.step)[:, None], (prompt, cache)
-    )
-    logits = _logits(model.head(spec, params), hidden[:, 0], valid_vocab)
-    token, raw, behaviour = _draw(logits, keys, state.step, config, loss_temperature)
-    return _advance(state, token, kv, raw, behaviour, budget, eos_ids)
-
-  state = _start(spec, first, config.max_tokens, budget)
-  state = jax.lax.while_loop(lambda s: jnp.any(s.active) & (s.step < config.max_tokens), draw, state)
+  rows, state = begin(spec, params, prompts, budget, seed, step, config, per_question)
+  state = go_on(spec, params, rows, state, config.max_tokens, loss_temperature, config, eos_ids, valid_vocab)
   return Rollout(
     ids=state.ids,
     length=state.length,
     stopped=state.stopped,
     raw_logp=state.raw_logp,
     behaviour_logp=state.behaviour_logp,
-    rollout_index=index,
+    rollout_index=_rollout_index(prompts, per_question),
   )
 
 
-def _logits(head: jax.Array, hidden: jax.Array, valid_vocab: int | None) -> jax.Array:
-  """float32 [B, V], -inf beyond the valid vocabulary."""
+def begin(
+  spec: ModelSpec,
+  params: model.Params,
+  prompts: Prompts,
+  budget: jax.Array,
+  seed: jax.Array,
+  step: jax.Array,
+  config: SamplingConfig,
+  per_question: int,
+) -> tuple[Rows, Decoding]:
+  """Reads the prompts: what stays for every row, and the state before the first token."""
+  prompt = model.read_prompts(spec, params, prompts.ids, prompts.length)
+  repeat = functools.partial(jnp.repeat, repeats=per_question)
+  keys = sampling.row_keys(seed, step, repeat(prompts.problem_id), _rollout_index(prompts, per_question))
+  first = repeat(model.last_token(prompts.ids, prompts.length))
+  rows = Rows(prompt, repeat(prompts.length - 1), keys, budget)
+  return rows, _start(spec, first, config.max_tokens, budget)
+
+
+def _rollout_index(prompts: Prompts, per_question: int) -> jax.Array:
+  return jnp.tile(jnp.arange(per_question, dtype=jnp.int32), prompts.ids.shape[0])
+
+
+def go_on(
+  spec: ModelSpec,
+  params: model.Params,
+  rows: Rows,
+  state: Decoding,
+  until: int | jax.Array,
+  loss_temperature: float | jax.Array,
+  config: SamplingConfig,
+  eos_ids: tuple[int, ...],
+  valid_vocab: int | None,
+) -> Decoding:
+  """Draws tokens until `until` of them are drawn or every row has ended; inside jit."""
+
+  def draw(state: Decoding) -> Decoding:
+    cache = Context(state.cache, jnp.full_like(state.length, state.step), rows.start)
+    hidden, kv = model.apply(
+      spec, params, state.token[:, None], (rows.start + state.step)[:, None], (rows.prompt, cache)
+    )
+    logits = _logits(spec, model.head(spec, params), hidden[:, 0], valid_vocab)
+    token, raw, behaviour = _draw(logits, rows.keys, state.step, config, loss_temperature)
+    return _advance(state, token, kv, raw, behaviour, rows.budget, eos_ids)
+
+  return jax.lax.while_loop(lambda s: jnp.any(s.active) & (s.step < until), draw, state)
+
+
+def _logits(spec: ModelSpec, head: jax.Array, hidden: jax.Array, valid_vocab: int | None) -> jax.Array:
+  """float32 [B, V], soft-capped, -inf beyond the valid vocabulary."""
   logits = jnp.einsum('bd,vd->bv', hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  logits = soft_cap(logits, spec.final_softcap)
   if valid_vocab is not None and valid_vocab < head.shape[0]:
     logits = jnp.where(jnp.arange(head.shape[0])[None, :] < valid_vocab, logits, -jnp.inf)
   return constrain(logits, 'batch', 'vocab')
@@ -143,8 +194,7 @@ def _start(spec: ModelSpec, first: jax.Array, width: int, budget: jax.Array) -> 
   """The state before the first token. The cache is declared sharded, or it would be replicated."""
   rows = first.shape[0]
   shape = (spec.num_layers, rows, width, spec.num_kv_heads, spec.head_dim)
-  axes = ('layers', 'batch', 'length', 'kv_heads', 'head_dim')
-  cache = KV(*(constrain(jnp.zeros(shape, spec.dtype), *axes) for _ in range(2)))
+  cache = KV(*(constrain(jnp.zeros(shape, spec.dtype), *CACHE_AXES) for _ in range(2)))
   zeros = jnp.zeros((rows, width), jnp.float32)
   return Decoding(
     step=jnp.int32(0),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from opsd_jax.config import ConfigError, require
 from opsd_jax.text.chat import Message
+from opsd_jax.text.streaming import ByteStream, Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,9 @@ class CharacterTokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     return ''.join(self.token_text(i) for i in ids if i >= len(self.special))
+
+  def stream(self) -> Stream:
+    return ByteStream(lambda token: self.decode([token]).encode())
 
   def token_text(self, token: int) -> str:
     if token < len(self.special):

@@ -5,6 +5,8 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
+from opsd_jax.text.streaming import Stream
+
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
@@ -29,6 +31,7 @@ class Codec:
     normalize: the text in which control tokens are looked for, if that is not the text itself.
     decode: text of ids, special tokens left out.
     token_text: one id as a person reads it.
+    stream: the beginning of a text that `decode` would give.
     bos: ids that the file itself says to put first.
     eos: ids that end a completion, where no other file says so.
     names: bos_token, eos_token of the file itself, where it has them.
@@ -42,6 +45,7 @@ class Codec:
   parse: Callable[[str], list[int]] | None
   decode: Callable[[Sequence[int]], str]
   token_text: Callable[[int], str]
+  stream: Stream
   whole_words: frozenset[str] = frozenset()
   normalize: Callable[[str], str] | None = None
   bos: tuple[int, ...] = ()
@@ -72,7 +76,13 @@ def show_bytes(raw: bytes) -> str:
   return re.sub('[\udc80-\udcff]', lambda match: f'<0x{ord(match[0]) - 0xDC00:02X}>', text)
 
 
+def piece_byte(piece: str) -> bytes:
+  """The byte that a piece such as `<0xE4>` stands for, else none."""
+  byte = re.fullmatch(r'<0x([0-9A-Fa-f]{2})>', piece)
+  return bytes([int(byte[1], 16)]) if byte else b''
+
+
 def show_piece(piece: str) -> str:
   """A SentencePiece piece: its blanks as blanks, a byte that is a character as that character."""
-  byte = re.fullmatch(r'<0x([0-9A-Fa-f]{2})>', piece)
-  return show_bytes(bytes([int(byte[1], 16)])) if byte else piece.replace('▁', ' ')
+  byte = piece_byte(piece)
+  return show_bytes(byte) if byte else piece.replace('▁', ' ')

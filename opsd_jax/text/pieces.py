@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opsd_jax.config import ConfigError
-from opsd_jax.text.codec import NONCE, Codec, Slot, is_control, show_piece
+from opsd_jax.text.codec import NONCE, Codec, Slot, is_control, piece_byte, show_piece
+from opsd_jax.text.streaming import PieceStream
 from opsd_jax.text.subwords import text_of
 
 
@@ -48,6 +49,7 @@ def make(model: Any, processor: Any, settings: Mapping[str, Any]) -> Codec:
   hidden = frozenset(i for name, i in control.items() if name in special or name in reserved)
   slot = Slot(NONCE, size)
   data = _data_processor(model, control)
+  decode = functools.partial(_decode, processor, extra, hidden)
   return Codec(
     vocab_size=max(size, *(i + 1 for i in extra)) if extra else size,
     control=control,
@@ -55,8 +57,9 @@ def make(model: Any, processor: Any, settings: Mapping[str, Any]) -> Codec:
     token_id=functools.partial(_token_id, processor, control),
     data=lambda text: data.encode(text),
     parse=None,
-    decode=functools.partial(_decode, processor, extra, hidden),
+    decode=decode,
     token_text=functools.partial(_token_text, processor, {i: name for name, i in control.items()} | extra),
+    stream=PieceStream(decode, functools.partial(_byte, processor, extra, hidden)),
     eos=(processor.eos_id(),) if processor.eos_id() >= 0 else (),
     names=_names(processor),
   )
@@ -106,6 +109,15 @@ def _decode(processor: Any, extra: Mapping[int, str], hidden: frozenset[int], id
     elif 0 <= token < processor.get_piece_size():
       run.append(token)
   return ''.join([*parts, processor.decode(run)])
+
+
+def _byte(processor: Any, extra: Mapping[int, str], hidden: frozenset[int], token: int) -> bytes | None:
+  """As `PieceStream.byte_of` promises."""
+  if token in extra:
+    return None if token in hidden else b''
+  if token in hidden or not 0 <= token < processor.get_piece_size():
+    return None
+  return piece_byte(processor.id_to_piece(token)) if processor.is_byte(token) else b''
 
 
 def _token_text(processor: Any, names: Mapping[int, str], token: int) -> str:

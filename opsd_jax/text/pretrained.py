@@ -13,6 +13,7 @@ from opsd_jax.text.codec import Codec, fill
 from opsd_jax.text.config import TokenizerConfig
 from opsd_jax.text.marks import Marks
 from opsd_jax.text.model_files import ModelFiles
+from opsd_jax.text.streaming import Stream
 
 READERS = {'subwords': subwords.read, 'ranks': ranks.read, 'pieces': pieces.read}
 
@@ -80,6 +81,9 @@ class PretrainedTokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     return self.codec.decode(ids)
+
+  def stream(self) -> Stream:
+    return self.codec.stream
 
   def token_text(self, token: int) -> str:
     return self.codec.token_text(token)

@@ -1,11 +1,13 @@
 """tokenizer.json, and any other pipeline of the `tokenizers` package."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opsd_jax.config import ConfigError
-from opsd_jax.text.codec import NONCE, Codec, Slot, is_control, show_bytes, show_piece
+from opsd_jax.text.codec import NONCE, Codec, Slot, is_control, piece_byte, show_bytes, show_piece
+from opsd_jax.text.streaming import ByteStream, PieceStream, Stream
 
 FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized')
 
@@ -89,6 +91,7 @@ def make(pipeline: Any, **facts: Any) -> Codec:
     normalize=None if normalizer is None else normalizer.normalize_str,
     decode=functools.partial(_decode, pipeline),
     token_text=functools.partial(_token_text, pipeline, frozenset(added), byte_level),
+    stream=_stream(pipeline, frozenset(i for i, token in added.items() if token.special)),
     bos=_first_ids(pipeline),
   )
   return Codec(**fields | facts)
@@ -125,8 +128,36 @@ def _decode(pipeline: Any, ids: Sequence[int]) -> str:
   return pipeline.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
+def _stream(pipeline: Any, special: frozenset[int]) -> Stream:
+  """The stream that fits the pipeline's decoder."""
+  decoder = None if pipeline.decoder is None else json.loads(pipeline.decoder.__getstate__())
+  if decoder is not None and decoder['type'] == 'ByteLevel':
+    return ByteStream(functools.partial(_bytes, pipeline, special))
+  steps = [] if decoder is None else decoder.get('decoders', [decoder])
+  fallback = any(step['type'] == 'ByteFallback' for step in steps)
+  byte_of = functools.partial(_fallback_byte, pipeline, special, fallback)
+  return PieceStream(functools.partial(_decode, pipeline), byte_of, whole_runs=True)
+
+
+def _bytes(pipeline: Any, special: frozenset[int], token: int) -> bytes:
+  """As `ByteStream.bytes_of` promises; an added token may have characters that stand for no byte."""
+  text = None if token in special else _name(pipeline, token)
+  raw = [byte_of().get(character) for character in text or '']
+  return (text or '').encode() if None in raw else bytes(raw)
+
+
+def _fallback_byte(pipeline: Any, special: frozenset[int], fallback: bool, token: int) -> bytes | None:
+  """As `PieceStream.byte_of` promises."""
+  text = None if token in special else _name(pipeline, token)
+  return None if text is None else piece_byte(text) if fallback else b''
+
+
+def _name(pipeline: Any, token: int) -> str | None:
+  return pipeline.id_to_token(token) if token >= 0 else None
+
+
 def _token_text(pipeline: Any, added: frozenset[int], byte_level: bool, token: int) -> str:
-  text = pipeline.id_to_token(int(token)) if token >= 0 else None
+  text = _name(pipeline, int(token))
   if text is None:
     return f'<{token}>'
   if token in added:

@@ -9,6 +9,7 @@ from opsd_jax.text import pretrained
 from opsd_jax.text.characters import CharacterTokenizer
 from opsd_jax.text.chat import Message
 from opsd_jax.text.config import TokenizerConfig
+from opsd_jax.text.streaming import Stream
 
 
 class Tokenizer(Protocol):
@@ -45,6 +46,9 @@ class Tokenizer(Protocol):
 
   def decode(self, ids: Sequence[int]) -> str:
     """Text of `ids`, special tokens left out."""
+
+  def stream(self) -> Stream:
+    """The beginning of a text that grows by one id at a time into what `decode` gives."""
 
   def token_text(self, token: int) -> str:
     """How one id is shown to a person; special tokens by name."""

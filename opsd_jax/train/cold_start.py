@@ -1,5 +1,6 @@
-"""Initial weights: random, or trained on worked solutions first."""
+"""Initial weights: random or those of a folder, and perhaps trained on worked solutions first."""
 
+import dataclasses
 import math
 import time
 
@@ -12,7 +13,7 @@ from opsd_jax.config import require
 from opsd_jax.data import source
 from opsd_jax.distill import views
 from opsd_jax.distill.config import TeacherConfig
-from opsd_jax.models import model
+from opsd_jax.models import lora, model, weights
 from opsd_jax.records import Example, Problem, Prompts
 from opsd_jax.text.tokenizer import Tokenizer
 from opsd_jax.train import ledger, loop, state, step
@@ -21,26 +22,36 @@ from opsd_jax.train.setup import Setup
 
 
 def run(setup: Setup, folder: str) -> loop.Finished:
-  """Trains `cold_start.updates` supervised updates from random weights; continues an earlier attempt."""
+  """Trains `cold_start.updates` supervised updates of all weights; continues an earlier attempt.
+
+  Adapters (`lora`) belong to the distillation: they stand beside the weights that this returns.
+  """
   if setup.cold_start.updates == 0:
-    return loop.Finished(random_params(setup), loop.Progress())
+    return _kept(setup, loop.Finished(initial_params(setup), loop.Progress()))
   optimizer = state.make_optimizer(setup.cold_start.optimizer)
   shape = layout(setup)
   work = loop.Work(
     'cold start',
     folder,
     Budget('updates', setup.cold_start.updates),
-    start=lambda: state.create(random_params(setup), optimizer, TeacherConfig()),
+    start=lambda: state.create(initial_params(setup), optimizer, TeacherConfig()),
     layout=shape,
     update=_make_update(setup, optimizer, shape),
     optimizer_settings='cold_start.optimizer',
   )
-  return loop.run(work, setup)
+  return _kept(setup, loop.run(work, setup))
 
 
-def random_params(setup: Setup) -> model.Params:
-  """The random weights of the run's seed."""
-  return model.init_params(setup.spec, jax.random.key(setup.seed), setup.mesh)
+def initial_params(setup: Setup) -> model.Params:
+  """The weights before any training: those of `weights.path`, or random ones of the run's seed."""
+  masters = setup.cold_start.updates or not setup.lora.rank
+  dtype = 'float32' if masters else setup.spec.dtype
+  return weights.initial(setup.weights, setup.spec, jax.random.key(setup.seed), setup.mesh, dtype)
+
+
+def _kept(setup: Setup, finished: loop.Finished) -> loop.Finished:
+  params = lora.freeze(setup.lora, setup.spec, finished.params)
+  return dataclasses.replace(finished, params=params)
 
 
 def layout(setup: Setup) -> state.TrainState:

@@ -18,7 +18,7 @@ from opsd_jax.data.source import problems_of_update
 from opsd_jax.distill import scoring, teachers, views
 from opsd_jax.evaluate import accuracy as accuracies
 from opsd_jax.grade import exact
-from opsd_jax.models import model
+from opsd_jax.models import lora, model
 from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout, Shown
 from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
@@ -27,26 +27,38 @@ from opsd_jax.train.config import parse_budget
 from opsd_jax.train.setup import Setup
 
 _SHOWN = 4  # rollouts written out token by token at a time
+_ADAPTERS = 1  # folded into the seed, whose own draws are the random weights
 
 
 def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -> loop.Finished:
   """Distils from `initial` until the budget is spent; continues an earlier attempt in `folder`.
 
-  `initial` is both the student's first weights and the frozen teacher.
+  `initial` is the student's first weights, the frozen teacher and, with `lora`, what the adapters stand
+  beside: only they are trained, and `params` of what is returned are theirs alone.
   """
   optimizer = state.make_optimizer(setup.optimizer)
-  shape = state.describe(initial, optimizer, setup.teacher)
+  shape = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher)
   work = loop.Work(
     label,
     folder,
     parse_budget(setup.loop),
-    start=lambda: state.create(initial, optimizer, setup.teacher),
+    start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher),
     layout=shape,
     update=_make_update(setup, initial, optimizer, shape, folder),
-    validate=functools.partial(validation_accuracy, setup),
+    validate=functools.partial(validation_accuracy, setup, initial),
     validate_every=setup.loop.evaluate_every,
   )
   return loop.run(work, setup)
+
+
+def _trained(setup: Setup, initial: model.Params, *, abstract: bool = False) -> model.Params:
+  """What the optimiser is to change, before its first step; `abstract`: shapes will do."""
+  if not setup.lora.rank:
+    return initial
+  if abstract:
+    return lora.abstract(setup.lora, setup.spec, setup.mesh)
+  key = jax.random.fold_in(jax.random.key(setup.seed), _ADAPTERS)
+  return lora.init(setup.lora, setup.spec, key, setup.mesh)
 
 
 def _make_update(
@@ -66,31 +78,37 @@ def _make_update(
     valid_vocab=vocab,
     micro_batches=setup.loop.micro_batches,
     layout=state.shardings(shape),
+    adapters=setup.lora,
   )
-  frozen_head = model.head(spec, initial) if setup.teacher.kind == 'frozen' else None
+  complete, adapters = functools.partial(lora.complete, setup.lora, initial), lora.size(setup.lora, spec)
+  base = initial if setup.lora.rank else None  # whose head is then the student's and every teacher's
+  with_head = setup.teacher.kind == 'frozen' and base is None
+  frozen_head = model.head(spec, initial) if with_head else None
 
   def update(weights: state.TrainState, number: int):
     began = time.monotonic()
     problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
     placed = meshes.shard_rows(setup.mesh, prompts)
-    rollout, sampled = roll_out(setup, weights.params, placed, number)
+    rollout, sampled = roll_out(setup, complete(weights.params), placed, number)
     rolled = time.monotonic()
 
     seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
-    teacher = teachers.params_for(setup.teacher, initial, weights.teacher, weights.params)
+    trees = complete(weights.teacher), complete(weights.params)
+    teacher = teachers.params_for(setup.teacher, initial, *trees)
     scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout)
-    weights, report = compiled(weights, placed, rollout, scores, frozen_head)
+    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base)
     report = meshes.host(report)
 
     graded = grade(setup, problems, sampled)
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
       show_rollouts(setup, folder, number + 1, problems, sampled, graded, report.token_loss)
-    spent = ledger.rollout_entry(spec, prompts.length, sampled.length)
-    spent += ledger.student_entry(spec, prompts.length, sampled.length)
+    spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters)
+    spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters)
     for view in seen:
-      spent += ledger.teacher_entry(spec, view.length, sampled.length)
+      worn = 0 if setup.teacher.kind == 'frozen' else adapters
+      spent += ledger.teacher_entry(spec, view.length, sampled.length, worn)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
     metrics = describe(report, sampled, graded)
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
@@ -142,12 +160,14 @@ def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[
   return metrics
 
 
-def validation_accuracy(setup: Setup, weights: state.TrainState) -> tuple[float, ledger.Ledger]:
+def validation_accuracy(
+  setup: Setup, initial: model.Params, weights: state.TrainState
+) -> tuple[float, ledger.Ledger]:
   """Share of sampled answers to the validation problems that are right, and what asking took."""
   config = setup.evaluate
   verdicts = accuracies.answer_problems(
     setup.exam,
-    weights.params,
+    lora.complete(setup.lora, initial, weights.params),
     setup.splits.validation,
     'student',
     config.sampling,
@@ -155,7 +175,8 @@ def validation_accuracy(setup: Setup, weights: state.TrainState) -> tuple[float,
     batch=config.batch,
     seed=config.seed,
   )
-  spent = ledger.rollout_entry(setup.spec, verdicts.prompt_length, verdicts.length.ravel())
+  adapters = lora.size(setup.lora, setup.spec)
+  spent = ledger.rollout_entry(setup.spec, verdicts.prompt_length, verdicts.length.ravel(), adapters)
   return float(verdicts.correct.mean()), spent
 
 

@@ -13,7 +13,9 @@ from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.evaluate.accuracy import Exam
 from opsd_jax.evaluate.config import EvaluateConfig
 from opsd_jax.grade.config import GradeConfig
+from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.spec import ModelSpec
+from opsd_jax.models.weights import WeightsConfig
 from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.text.tokenizer import Tokenizer
 from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
@@ -36,6 +38,8 @@ class Setup:
   data: DataConfig
   splits: Splits
   dropped: Mapping[str, Mapping[str, int]]
+  weights: WeightsConfig
+  lora: LoraConfig
   views: ViewsConfig
   rollout: RolloutConfig
   teacher: TeacherConfig

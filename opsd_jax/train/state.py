@@ -17,7 +17,10 @@ from opsd_jax.train.config import OptimizerConfig
 
 @flax.struct.dataclass
 class TrainState:
-  """Float32 master weights, optimiser moments and, for an EMA teacher, its average."""
+  """Float32 master weights, optimiser moments and, for an EMA teacher, its average.
+
+  Under LoRA all three are of the adapters alone.
+  """
 
   params: Params
   optimizer: Any

@@ -16,7 +16,8 @@ from kernels.linear_logprob.api import linear_logprob
 from opsd_jax.distill import objective
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
 from opsd_jax.mesh import constrain
-from opsd_jax.models import model
+from opsd_jax.models import lora, model
+from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts, Rollout, TeacherScores, length_mask
 from opsd_jax.train import state as states
@@ -90,25 +91,35 @@ def make_distill_step(
   valid_vocab: int,
   micro_batches: int = 1,
   layout: TrainState | None = None,
+  adapters: LoraConfig = LoraConfig(),
 ) -> Callable[..., tuple[TrainState, StepReport]]:
-  """Compiles `(state, prompts, rollout, scores, frozen_head) -> (state, report)`.
+  """Compiles `(state, prompts, rollout, scores, frozen_head, base=None) -> (state, report)`.
 
   The state is donated, so the head of an EMA or live teacher is taken from it inside the program;
   `frozen_head` is [V, D] for a frozen teacher, else None. `layout` holds the state's shardings, which
   the new state keeps; None leaves them to the compiler. There must be one teacher view.
+
+  With `adapters` the state's parameters are those alone and `base` is what they stand beside: an
+  argument that is neither donated nor differentiated. Student and teacher then share its head, and
+  `frozen_head` is None.
   """
 
-  def loss_fn(teacher_head, params, part):
+  def loss_fn(base, teacher_head, trained, part):
     prompts, rollout, weights, scores = part
+    params = lora.complete(adapters, base, trained)
     hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, rollout.ids)
     head = constrain(model.head(spec, params), 'vocab', None)  # gathered over fsdp once, not once a chunk
-    loss, out = objective.compare(hidden, head, scores, teacher_head, rollout.ids, config, valid_vocab)
+    loss, out = objective.compare(
+      hidden, head, scores, teacher_head, rollout.ids, config, valid_vocab, spec.final_softcap
+    )
     mask = rollout.mask
     loss = jnp.where(mask, loss, 0.0)
     sums = objective.statistics(loss, out, mask, rollout.raw_logp, config.token_clip)
     return jnp.sum(weights * loss), (jax.lax.stop_gradient(sums), jax.lax.stop_gradient(loss))
 
-  def update(state: TrainState, prompts: Prompts, rollout: Rollout, scores: TeacherScores, frozen_head):
+  def update(
+    state: TrainState, prompts: Prompts, rollout: Rollout, scores: TeacherScores, frozen_head, base=None
+  ):
     if scores.hidden.shape[0] != 1:
       raise ValueError(
         f'the objective compares with 1 teacher view, but {scores.hidden.shape[0]} were scored.'
@@ -117,10 +128,12 @@ def make_distill_step(
     weights = objective.token_weights(rollout.length, rollout.ids.shape[1], config.reduction)
     batch = (prompts, rollout, weights, scores.hidden[0])
     parts = split(batch, micro_batches, questions)
-    teacher_head = model.head(spec, state.teacher) if teacher.kind == 'ema' else frozen_head
+    averaged = teacher.kind == 'ema' and not adapters.rank
+    teacher_head = model.head(spec, state.teacher) if averaged else frozen_head
     if teacher_head is not None:
       teacher_head = constrain(teacher_head, 'vocab', None)
-    (loss, sums, grads), rows = accumulate(functools.partial(loss_fn, teacher_head), state.params, parts)
+    loss_of = functools.partial(loss_fn, base, teacher_head)
+    (loss, sums, grads), rows = accumulate(loss_of, state.params, parts)
     state, norms, stepped = states.step(state, grads, loss, optimizer, teacher)
     return state, StepReport(loss, norms, stepped, sums, jnp.sum(rollout.length), join(rows, questions))
 
@@ -153,6 +166,7 @@ def make_supervised_step(
       hidden,
       constrain(model.head(spec, params), 'vocab', None),
       ids,
+      softcap=spec.final_softcap,
       valid_vocab=valid_vocab,
       chunk_tokens=chunk_tokens,
     )

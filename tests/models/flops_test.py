@@ -34,8 +34,9 @@ def by_loops(spec, before, new):
   total = 0
   for earlier, count in zip(before, new):
     for token in range(count):
-      keys = range(earlier + token + 1)
-      total += sum(2 * 2 * spec.head_dim for _ in keys) * spec.num_heads * spec.num_layers
+      for local in spec.local_layers:
+        keys = range(min(earlier + token + 1, spec.sliding_window) if local else earlier + token + 1)
+        total += sum(2 * 2 * spec.head_dim for _ in keys) * spec.num_heads
   return total
 
 
@@ -43,8 +44,9 @@ def by_loops(spec, before, new):
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4))
 def test_attention_matches_loops(rows):
   before, new = zip(*rows)
-  attention = forward_flops(TINY, before, new, with_head=False) - 2 * 468 * sum(new)
-  assert attention == by_loops(TINY, before, new)
+  for spec in (TINY, dataclasses.replace(TINY, layer_pattern='LG', sliding_window=4)):
+    attention = forward_flops(spec, before, new, with_head=False) - 2 * 468 * sum(new)
+    assert attention == by_loops(spec, before, new)
 
 
 @hypothesis.settings(max_examples=25)
@@ -76,8 +78,8 @@ def compiled_flops(spec, before, new, with_head):
   mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
   tokens = jnp.zeros((1, new), jnp.int32)
   shape = (spec.num_layers, 1, before, spec.num_kv_heads, spec.head_dim)
-  kv = jax.ShapeDtypeStruct(shape, jnp.float32)
-  contexts = (Context(KV(kv, kv), jax.ShapeDtypeStruct((1,), jnp.int32)),) if before else ()
+  kv, one = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+  contexts = (Context(KV(kv, kv), one, one),) if before else ()
 
   def forward(params, contexts):
     hidden, _ = model.apply(spec, params, tokens, tokens, contexts, keep_kv=False)

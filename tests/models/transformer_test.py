@@ -1,8 +1,4 @@
-"""The decoder against a float64 NumPy one: contexts, gradients, precision, layout.
-
-`decode_row` below is written from the papers (RMSNorm, RoPE as complex rotations, GQA, SwiGLU), one
-row and one head at a time, and shares nothing with the model. Other tests use it as their oracle.
-"""
+"""The decoder against the float64 one of `oracle.py`: contexts, gradients, precision, layout."""
 
 import dataclasses
 import functools
@@ -19,8 +15,9 @@ from jax.sharding import PartitionSpec
 from opsd_jax.config import ConfigError
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import model
-from opsd_jax.models.spec import ModelSpec, validate
+from opsd_jax.models.spec import ModelSpec, RopeScaling, validate
 from opsd_jax.models.transformer import Context
+from tests.models.oracle import continuation_rows, decode_row, float64
 
 SPEC = ModelSpec(
   vocab_size=20, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24
@@ -40,78 +37,6 @@ QUICK = {'xla_backend_optimization_level': 0}
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
-# The oracle.
-
-
-def float64(params):
-  return jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-
-
-def rms_norm(x, scale, eps):
-  return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
-
-
-def turn(x, theta):
-  """[S, H] at positions 0..S-1: entries i and i + H/2 are one complex number, turned."""
-  half = x.shape[1] // 2
-  angle = np.arange(len(x))[:, None] * theta ** (-2.0 * np.arange(half) / x.shape[1])
-  z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angle)
-  return np.concatenate([z.real, z.imag], axis=1)
-
-
-def attend_head(query, key, value):
-  """[S, H] each: every position looks at itself and those before it."""
-  out = np.zeros_like(value)
-  for t in range(len(query)):
-    scores = key[: t + 1] @ query[t] / np.sqrt(query.shape[1])
-    weights = np.exp(scores - scores.max())
-    out[t] = weights @ value[: t + 1] / weights.sum()
-  return out
-
-
-def attention(spec, layer, x):
-  out = np.zeros_like(x)
-  for n in range(spec.num_heads):
-    k = n // (spec.num_heads // spec.num_kv_heads)
-    query, key = x @ layer['query'][:, n], x @ layer['key'][:, k]
-    if spec.qk_norm:
-      query = rms_norm(query, layer['query_norm']['scale'], spec.norm_eps)
-      key = rms_norm(key, layer['key_norm']['scale'], spec.norm_eps)
-    query, key = turn(query, spec.rope_theta), turn(key, spec.rope_theta)
-    out += attend_head(query, key, x @ layer['value'][:, k]) @ layer['out'][n]
-  return out
-
-
-def decode_row(spec, params, tokens):
-  """Hidden states [S, D] of one row of tokens, in float64."""
-  params = float64(params)
-  x = params['embedding'][np.asarray(tokens)]
-  for i in range(spec.num_layers):
-    layer = jax.tree.map(lambda p, i=i: p[i], params['layers'])
-    normed = rms_norm(x, layer['attention_norm']['scale'], spec.norm_eps)
-    x = x + attention(spec, layer['attention'], normed)
-    normed, mlp = rms_norm(x, layer['mlp_norm']['scale'], spec.norm_eps), layer['mlp']
-    gate = normed @ mlp['gate']
-    x = x + (gate / (1 + np.exp(-gate)) * (normed @ mlp['up'])) @ mlp['down']
-  return rms_norm(x, params['final_norm']['scale'], spec.norm_eps)
-
-
-def row_logits(spec, params, tokens):
-  """Logits [S, V] of one row of tokens, in float64."""
-  name = 'embedding' if spec.tie_embeddings else 'head'
-  return decode_row(spec, params, tokens) @ float64(params[name]).T
-
-
-def continuation_rows(spec, params, prompt_ids, prompt_length, completion_ids):
-  """Hidden states [B, T, D] that predict each completion token, row by row."""
-  repeats, rows = len(completion_ids) // len(prompt_ids), []
-  for b, completion in enumerate(completion_ids):
-    prompt = prompt_ids[b // repeats][: prompt_length[b // repeats]]
-    whole = np.concatenate([prompt, completion])
-    rows.append(decode_row(spec, params, whole[:-1])[len(prompt) - 1 :])
-  return np.stack(rows)
-
-
 # What the tests work on.
 
 
@@ -121,11 +46,12 @@ def one_device():
 
 @functools.cache
 def make_params(spec, seed=0):
-  """Weights at the scale of initial ones, but with no norm scale equal to 1."""
+  """Weights at the scale of initial ones, but with no norm that multiplies by 1 and no bias of 0."""
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
-    spread, middle = (0.2, 1.0) if path[-1].key == 'scale' else (0.3, 0.0)
+    is_scale = path[-1].key == 'scale'
+    spread, middle = 0.2 if is_scale else 0.3, float(is_scale and not spec.norm_plus_one)
     return jnp.asarray(middle + spread * rng.normal(size=leaf.shape), leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(draw, model.abstract_params(spec, one_device()))
@@ -238,7 +164,7 @@ def test_a_shared_context_and_an_own_one_match_whole_rows():
     prompt = model.read_prompts(SPEC, params, prompts, lengths)
     _, kv = model.apply(SPEC, params, inputs[:, :2], positions[:, :2], (prompt,))
     padded = jax.tree.map(lambda x: jnp.concatenate([x, 7 * jnp.ones_like(x)], axis=2), kv)
-    cache = Context(padded, jnp.full(4, 2))
+    cache = Context(padded, jnp.full(4, 2), positions[:, 0])
     return model.apply(SPEC, params, inputs[:, 2:4], positions[:, 2:], (prompt, cache), keep_kv=False)
 
   hidden, nothing = in_two_calls(params)
@@ -518,6 +444,10 @@ def test_compiled_outputs_are_sharded():
 # Specs that make no model.
 
 
+def stretch(kind, **more):
+  return dict(rope_scaling=RopeScaling(kind, **more))
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -530,6 +460,35 @@ def test_compiled_outputs_are_sharded():
     (dict(norm_eps=-1e-6), 'model.norm_eps is -1e-06; it must be positive.'),
     (dict(dtype='bfloat'), "model.dtype is 'bfloat', which is not a choice. Did you mean 'bfloat16'"),
     (dict(remat='dot'), "model.remat is 'dot', which is not a choice. Did you mean 'dots'?"),
+    (dict(activation='gelu'), "model.activation is 'gelu', which is not a choice."),
+    (dict(attention_softcap=0.0), 'model.attention_softcap is 0.0; it must be positive, or none.'),
+    (dict(final_softcap=-30.0), 'model.final_softcap is -30.0; it must be positive, or none.'),
+    (dict(query_scale=0.0), 'model.query_scale is 0.0; it must be positive, or none.'),
+    (dict(layer_pattern='LS', sliding_window=4), "model.layer_pattern is 'LS'; write L for a local layer"),
+    (dict(layer_pattern='LG'), "model.layer_pattern is 'LG', but local layers need model.sliding_window."),
+    (dict(layer_pattern='LG', sliding_window=0), 'model.sliding_window is 0; it must be positive, or none.'),
+    (dict(sliding_window=4), 'model.sliding_window is 4, but no layer is local'),
+    (dict(layer_pattern='GGL', sliding_window=4), 'model.sliding_window is 4, but no layer is local'),
+    (dict(rope_local_theta=1e4), 'model.rope_local_theta is 10000.0, but no layer is local'),
+    (stretch('ntk'), "model.rope_scaling.kind is 'ntk', which is not a choice."),
+    (stretch('linear', factor=0.0), 'model.rope_scaling.factor is 0.0; it must be positive.'),
+    (stretch('yarn'), 'model.rope_scaling.original_length is 0; yarn needs the positions'),
+    (
+      stretch('llama3', original_length=8, low_frequency_factor=4.0),
+      'model.rope_scaling.low_frequency_factor is 4.0; it must lie above 0 and below its counterpart, 4.0.',
+    ),
+    (
+      stretch('yarn', original_length=8, beta_slow=33.0),
+      'model.rope_scaling.beta_slow is 33.0; it must lie above 0 and below its counterpart, 32.0.',
+    ),
+    (
+      dict(rope_theta=1.0) | stretch('yarn', original_length=8),
+      'model.rope_theta is 1.0; yarn needs one above 1.',
+    ),
+    (
+      stretch('yarn', original_length=8, attention_factor=0.0),
+      'model.rope_scaling.attention_factor is 0.0; it must be positive, or none.',
+    ),
   ],
 )
 def test_a_bad_spec_is_refused(changes, message):

@@ -146,66 +146,74 @@ def given():
   )
 
 
-@pytest.fixture(scope='module')
-def reference(tmp_path_factory):
-  """What the PyTorch program computed, by name."""
-  python, folder = reference_python(), tmp_path_factory.mktemp('reference')
-  np.savez(folder / 'given.npz', **given())
-  (folder / 'program.py').write_text(PROGRAM)
+def run_reference(folder, program, given):
+  """What a PyTorch program computed from `given.npz`, by name; it runs in `folder`."""
+  np.savez(folder / 'given.npz', **given)
+  (folder / 'program.py').write_text(program)
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
   done = subprocess.run(
-    [python, 'program.py'], cwd=folder, env=environment, text=True, capture_output=True, timeout=300
+    [reference_python(), 'program.py'],
+    cwd=folder,
+    env=environment,
+    text=True,
+    capture_output=True,
+    timeout=600,
   )
   assert done.returncode == 0, done.stderr
   return dict(np.load(folder / 'out.npz'))
 
 
-def load(reference, name):
-  """The parameter tree of a PyTorch model: kernels are transposed there, heads are flat."""
-  spec = SPECS[name]
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory):
+  return run_reference(tmp_path_factory.mktemp('reference'), PROGRAM, given())
 
-  def layers(key, *shape):
-    stacked = [
-      reference[f'{name}/model.layers.{i}.{key}.weight'].T.reshape(shape) for i in range(spec.num_layers)
-    ]
+
+NORMS = {'attention_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
+POST_NORMS = {
+  'attention_norm': 'input_layernorm',
+  'attention_post_norm': 'post_attention_layernorm',
+  'mlp_norm': 'pre_feedforward_layernorm',
+  'mlp_post_norm': 'post_feedforward_layernorm',
+}
+
+
+def load(weights, spec):
+  """The parameter tree of a PyTorch model: kernels are transposed there, heads are flat."""
+
+  def layers(key, *shape, part='weight'):
+    stacked = [weights[f'model.layers.{i}.{key}.{part}'].T.reshape(shape) for i in range(spec.num_layers)]
     return jnp.asarray(np.stack(stacked))
 
-  width, heads, kv_heads = spec.embed_dim, spec.num_heads, spec.num_kv_heads
-  attend = {
-    'query': layers('self_attn.q_proj', width, heads, spec.head_dim),
-    'key': layers('self_attn.k_proj', width, kv_heads, spec.head_dim),
-    'value': layers('self_attn.v_proj', width, kv_heads, spec.head_dim),
-    'out': layers('self_attn.o_proj', heads, spec.head_dim, width),
-  }
+  width, heads = (
+    spec.embed_dim,
+    {'query': spec.num_heads, 'key': spec.num_kv_heads, 'value': spec.num_kv_heads},
+  )
+  attend = {k: layers(f'self_attn.{k[0]}_proj', width, n, spec.head_dim) for k, n in heads.items()}
+  attend['out'] = layers('self_attn.o_proj', spec.num_heads, spec.head_dim, width)
+  if spec.attention_bias:
+    biases = {k: layers(f'self_attn.{k[0]}_proj', n, spec.head_dim, part='bias') for k, n in heads.items()}
+    attend |= {f'{k}_bias': bias for k, bias in biases.items()}
   if spec.qk_norm:
-    attend |= {
-      f'{which}_norm': {'scale': layers(f'self_attn.{which[0]}_norm', -1)} for which in ('query', 'key')
-    }
+    attend |= {f'{k}_norm': {'scale': layers(f'self_attn.{k[0]}_norm', -1)} for k in ('query', 'key')}
+  inner = {k: layers(f'mlp.{k}_proj', width, spec.mlp_dim) for k in ('gate', 'up')}
+  inner['down'] = layers('mlp.down_proj', spec.mlp_dim, width)
+  norms = POST_NORMS if spec.post_norms else NORMS
   params = {
-    'embedding': jnp.asarray(reference[f'{name}/model.embed_tokens.weight']),
-    'final_norm': {'scale': jnp.asarray(reference[f'{name}/model.norm.weight'])},
-    'layers': {
-      'attention': attend,
-      'attention_norm': {'scale': layers('input_layernorm', -1)},
-      'mlp_norm': {'scale': layers('post_attention_layernorm', -1)},
-      'mlp': {
-        ours: layers(f'mlp.{ours}_proj', rows, columns)
-        for ours, rows, columns in (
-          ('gate', width, spec.mlp_dim),
-          ('up', width, spec.mlp_dim),
-          ('down', spec.mlp_dim, width),
-        )
-      },
-    },
+    'embedding': jnp.asarray(weights['model.embed_tokens.weight']),
+    'final_norm': {'scale': jnp.asarray(weights['model.norm.weight'])},
+    'layers': {'attention': attend, 'mlp': inner} | {k: {'scale': layers(v, -1)} for k, v in norms.items()},
   }
-  if not spec.tie_embeddings:
-    params['head'] = jnp.asarray(reference[f'{name}/lm_head.weight'])
-  return params
+  return params if spec.tie_embeddings else params | {'head': jnp.asarray(weights['lm_head.weight'])}
+
+
+def weights_of(reference, name):
+  """A model's entries without its name."""
+  return {k.removeprefix(f'{name}/'): v for k, v in reference.items() if k.startswith(f'{name}/')}
 
 
 @pytest.mark.parametrize('name', SPECS)
 def test_logits_match(reference, name):
-  params, tokens = load(reference, name), jnp.asarray(given()['tokens'], jnp.int32)
+  params, tokens = load(weights_of(reference, name), SPECS[name]), jnp.asarray(given()['tokens'], jnp.int32)
 
   @quick_jit
   def logits(params):
@@ -229,7 +237,7 @@ def test_greedy_generation_matches_token_for_token(reference, name, eos_ids):
   )
   rollout = decode.generate(
     SPECS[name],
-    load(reference, name),
+    load(weights_of(reference, name), SPECS[name]),
     prompts,
     SamplingConfig(temperature=0.0, max_tokens=12),
     eos_ids=eos_ids,

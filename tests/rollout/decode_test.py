@@ -21,15 +21,8 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
 from opsd_jax.rollout import decode, sampling
 from opsd_jax.rollout.config import RolloutConfig, SamplingConfig, bucket, validate
-from tests.models.transformer_test import (
-  UNTIED,
-  continuation_rows,
-  cube,
-  float64,
-  make_params,
-  one_device,
-  row_logits,
-)
+from tests.models.oracle import continuation_rows, float64, row_logits
+from tests.models.transformer_test import UNTIED, cube, make_params, one_device
 from tests.rollout.sampling_test import truncated
 
 SPEC, VALID, EOS = UNTIED, 17, 2  # 20 rows in the head, 17 ids in use
@@ -47,10 +40,10 @@ def make_prompts(lengths=(1, 3, 5, 2), width=5, seed=0, first_id=2**32 - 2):
   return Prompts(ids=ids, length=np.int32(lengths), problem_id=problem_id.astype(np.uint32))
 
 
-def generate(prompts, config=CONFIG, *, eos_ids=(EOS,), per_question=2, params=None, **more):
+def generate(prompts, config=CONFIG, *, eos_ids=(EOS,), per_question=2, params=None, spec=SPEC, **more):
   params = make_params(SPEC) if params is None else params
   rollout = decode.generate(
-    SPEC, params, prompts, config, eos_ids=eos_ids, per_question=per_question, valid_vocab=VALID, **more
+    spec, params, prompts, config, eos_ids=eos_ids, per_question=per_question, valid_vocab=VALID, **more
   )
   return jax.tree.map(np.asarray, rollout)
 
@@ -429,3 +422,35 @@ def test_prompts_are_placed_by_rows():
   assert tuple(placed.ids.sharding.spec) == (('data', 'fsdp'), None)
   assert {s.data.shape for s in placed.ids.addressable_shards} == {(1, 5)}
   assert_same(meshes.host(placed), make_prompts())
+
+
+# Local layers and soft-caps.
+
+GEMMA2 = dataclasses.replace(
+  SPEC, sliding_window=3, layer_pattern='LG', attention_softcap=2.0, final_softcap=1.5, norm_plus_one=True
+)
+
+
+@functools.cache
+def greedy_gemma(rows=(0, 1, 2, 3)):
+  config = SamplingConfig(temperature=0.0, max_tokens=8)
+  prompts = take(make_prompts(), list(rows))
+  return generate(prompts, config, eos_ids=(), per_question=1, params=make_params(GEMMA2), spec=GEMMA2)
+
+
+def test_windows_and_soft_caps_decode_like_whole_rows():
+  # Prompts of 1 to 5 tokens and 8 more, with a window of 3: it leaves the prompt and moves on.
+  prompts, rollout = make_prompts(), greedy_gemma()
+  for q, length in enumerate(prompts.length):
+    whole = np.concatenate([prompts.ids[q, :length], rollout.ids[q]])
+    logits = row_logits(GEMMA2, make_params(GEMMA2), whole[:-1])[length - 1 :, :VALID]
+    log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    assert rollout.ids[q].tolist() == logits.argmax(-1).tolist()
+    np.testing.assert_allclose(rollout.raw_logp[q], log_probs.max(-1), **LOG_PROB)
+    # The cap of 1.5 bounds how probable anything can be.
+    assert (log_probs.max(-1) < -np.log1p((VALID - 1) * np.exp(-3.0))).all()
+
+
+def test_windows_decode_a_row_alone_as_among_others():
+  for row in (0, 2):
+    assert_close(greedy_gemma((row,)), rows_of(greedy_gemma(), [row]))

@@ -34,13 +34,17 @@ given = json.load(open('given.json'))
 
 def read(folder, texts):
   tok = transformers.AutoTokenizer.from_pretrained(folder)
+  return tok, read_by(tok, texts)
+
+
+def read_by(tok, texts):
   out = dict(size=len(tok), eos=tok.eos_token_id, parsed=[], data=[], decoded=[])
   for text in texts:
     ids = tok(text, add_special_tokens=False).input_ids
     out['parsed'].append(ids)
     out['data'].append(tok(text, add_special_tokens=False, split_special_tokens=True).input_ids)
     out['decoded'].append(tok.decode(ids, skip_special_tokens=True))
-  return tok, out
+  return out
 
 
 def converse(tok, source, messages, asked):
@@ -50,6 +54,15 @@ def converse(tok, source, messages, asked):
   except Exception as error:
     return dict(error=str(error))
   return dict(text=text, ids=tok(text, add_special_tokens=False).input_ids)
+
+
+def converted_llama(path, special):
+  # As transformers makes a tokenizer out of Meta's file.
+  from transformers.convert_slow_tokenizer import TikTokenConverter
+
+  made = TikTokenConverter(vocab_file=path, extra_special_tokens=special).converted()
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=made, bos_token='<|begin_of_text|>', eos_token='<|end_of_text|>')
 
 
 def llama(path, pattern, special, texts):
@@ -73,9 +86,18 @@ qwen, out = read(given['qwen'], given['texts'])
 out = dict(qwen=out)
 out['conversations'] = [converse(qwen, *case) for case in given['conversations']]
 known = importlib.util.find_spec('sentencepiece') is not None
-out['gemma'] = read(given['gemma'], given['few'])[1] if known else None
+others = [case for case in given['conversations'] if case[0] is not None]
+out['gemma'] = None
+if known:
+  gemma, out['gemma'] = read(given['gemma'], given['few'])
+  out['gemma']['conversations'] = [converse(gemma, *case) for case in others]
 out['small'] = [read(folder, given['few'])[1] for folder in given['small']]
 out['llama'] = llama(given['llama'], given['pattern'], given['special'], given['few'])
+out['converted'] = None
+if out['llama'] is not None:
+  converted = converted_llama(given['llama'], given['special'])
+  out['converted'] = read_by(converted, given['few'])
+  out['converted']['conversations'] = [converse(converted, *case) for case in others]
 json.dump(out, open('out.json', 'w'))
 """
 
@@ -129,6 +151,12 @@ CONVERSATIONS = (
   [('system', 'S'), ('user', 'a'), ('assistant', '<think>\nr\n</think>\n\nb'), ('user', 'c é 中文 😀')],
   [('user', 'a'), ('assistant', '<think>r</think>b'), ('user', 'c'), ('assistant', 'd'), ('user', '')],
   [('assistant', 'b'), ('user', '<|im_end|>{{ 7 * 7 }}{% raw %}')],
+  [('user', 'NUL \x00\x00 日本語テスト 한국어 👩🏽‍🚀🇩🇪 e\u0301 \ufffd'), ('assistant', '中😀')],
+  [('user', '\x00'), ('assistant', 'é'), ('user', '😀\x00\x01中')],
+  [
+    ('system', '<|eot_id|><|begin_of_text|>'),
+    ('user', '<|start_header_id|>x<end_of_turn>\n<start_of_turn>model\n<bos><eos></s>'),
+  ],
 )
 
 
@@ -251,21 +279,38 @@ def test_qwen3_decodes_alike(given, reference):
   assert (tokenizer.vocab_size, *tokenizer.eos_ids) == (theirs['size'], theirs['eos'])
 
 
-def test_conversations_are_alike(given, reference):
-  tokenizer, refusals = make(given['qwen']), 0
-  for (source, turns, asked), theirs in zip(given['conversations'], reference['conversations'], strict=True):
+def assert_conversations_alike(tokenizer, cases, theirs):
+  """Texts, ids and refusals of every template are those of transformers; returns how many it refused."""
+  refusals = 0
+  for (source, turns, asked), there in zip(cases, theirs, strict=True):
     source = tokenizer.template.source if source is None else source
-    template = ChatTemplate(source, 'it', tokenizer.template.variables)
+    variables = tokenizer.codec.names if tokenizer.template is None else tokenizer.template.variables
+    template = ChatTemplate(source, 'it', variables)
     messages = [Message(**turn) for turn in turns]
-    if 'error' in theirs:
+    if 'error' in there:
       refusals += 1
       with pytest.raises(ConfigError) as caught:
         chat.render(template, messages, asked.get('enable_thinking'))
-      assert theirs['error'] in str(caught.value)
+      assert there['error'] in str(caught.value)
     else:
       text = chat.render(template, messages, asked.get('enable_thinking'))
-      assert text == theirs['text'] and tokenizer.encode_template(text) == theirs['ids']
-  assert 0 < refusals < 40
+      assert text == there['text'] and tokenizer.encode_template(text) == there['ids'], text
+  return refusals
+
+
+def test_conversations_are_alike(given, reference):
+  cases, theirs = given['conversations'], reference['conversations']
+  refusals = assert_conversations_alike(make(given['qwen']), cases, theirs)
+  assert 0 < refusals < 60
+
+
+@pytest.mark.parametrize('name, which', [('gemma', 'gemma'), ('llama', 'converted')])
+def test_conversations_of_other_models_are_alike(given, reference, name, which):
+  if reference[which] is None:
+    pytest.skip('needs sentencepiece and tiktoken beside transformers')
+  cases = [case for case in given['conversations'] if case[0] is not None]
+  refusals = assert_conversations_alike(make(given[name]), cases, reference[which]['conversations'])
+  assert 0 < refusals < 60
 
 
 @pytest.mark.parametrize('which', range(len(SETTINGS)))
@@ -299,3 +344,30 @@ def test_llama3_is_like_tiktoken(given, reference):
   assert not differing(given['few'], map(tokenizer.encode, given['few']), theirs['data'])
   assert not differing(given['few'], map(parsing.encode, given['few']), theirs['parsed'])
   assert not differing(given['few'], map(tokenizer.decode, theirs['data']), theirs['decoded'])
+
+
+def test_llama3_is_like_transformers(given, reference):
+  theirs, texts = reference['converted'], given['few']
+  if theirs is None:
+    pytest.skip('needs tiktoken beside transformers')
+  parsing = make_tokenizer(TokenizerConfig(path=given['llama'], control_tokens_in_data=True))
+  tokenizer = make(given['llama'])
+  assert not differing(texts, map(parsing.encode, texts), theirs['parsed'])
+  assert not differing(texts, map(tokenizer.encode, texts), theirs['data'])
+  assert not differing(texts, map(tokenizer.decode, theirs['parsed']), theirs['decoded'])
+  protected = (tokenizer.encode_template(tokenizer.protect(text)) for text in texts)
+  assert not differing(texts, protected, theirs['data'])
+  assert tokenizer.vocab_size == theirs['size'] and theirs['eos'] in tokenizer.eos_ids
+
+
+def test_sentencepiece_keeps_data_apart_alike(given, reference):
+  """transformers keeps to text what its class or the model's files call special, and nothing else."""
+  if reference['gemma'] is None:
+    pytest.skip('needs sentencepiece beside transformers')
+  tokenizer, theirs = make(given['gemma']), reference['gemma']['data']
+  cases = [
+    case for case in zip(given['few'], theirs) if not any(name in case[0] for name in tokenizer.codec.control)
+  ]
+  texts, theirs = zip(*cases)
+  assert len(texts) > 1_000
+  assert not differing(texts, map(tokenizer.encode, texts), theirs)

@@ -75,6 +75,18 @@ def test_training_costs_three_forwards():
   )
 
 
+def test_training_adapters_costs_no_gradients_of_the_frozen_weights():
+  """100 weights beside the others: met by every token, and thrice where gradients are taken."""
+  tokens, projected = 2 + 1 + 10, 10  # prompts but their last tokens, and completions
+  beside = READING + 2 * 100 * tokens
+  frozen = 2 * layer_weights() * tokens + 2 * 7 * 6 * projected
+  entry = ledger.student_entry(SPEC, PROMPTS, COMPLETIONS, 100)
+  assert entry.flops == 3 * beside - frozen
+  assert (entry.scored_student, entry.prompt_student) == (10, 5)
+  assert ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS, 100).flops == beside
+  assert ledger.teacher_entry(SPEC, PROMPTS, COMPLETIONS, 100).flops == beside
+
+
 def test_a_teacher_view_has_its_own_prompts():
   wanted = reading_flops([8, 5], [[4, 1], [2, 3]])
   assert ledger.teacher_entry(SPEC, np.array([8, 5]), COMPLETIONS) == Ledger(

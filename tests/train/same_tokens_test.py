@@ -43,9 +43,9 @@ def seen(setup, tmp_path_factory):
   def make_distill_step(*args, **more):
     compiled = plain_step(*args, **more)
 
-    def step(state, prompts, rollout, scores, head):
+    def step(state, prompts, rollout, scores, *frozen):
       record('student', prompts.ids, prompts.length, rollout.ids, rollout.length)
-      return compiled(state, prompts, rollout, scores, head)
+      return compiled(state, prompts, rollout, scores, *frozen)
 
     return step
 
@@ -56,7 +56,7 @@ def seen(setup, tmp_path_factory):
     patch.setattr(distill.scoring, 'score_teacher', score_teacher)
     patch.setattr(distill.step, 'make_distill_step', make_distill_step)
     with jax.set_mesh(setup.mesh):
-      distill.run(setup, str(tmp_path_factory.mktemp('run')), cold_start.random_params(setup))
+      distill.run(setup, str(tmp_path_factory.mktemp('run')), cold_start.initial_params(setup))
       jax.effects_barrier()
   return calls
 

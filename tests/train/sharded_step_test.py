@@ -21,13 +21,12 @@ from opsd_jax.records import Prompts, Rollout
 from opsd_jax.train import state as states
 from opsd_jax.train import step as steps
 from opsd_jax.train.state import TrainState
+from tests.models.oracle import continuation_rows, float64
 from tests.models.transformer_test import (
   QUICK,
   SPEC,
-  continuation_rows,
   cube,
   flat,
-  float64,
   make_params,
   one_device,
   quick_jit,
