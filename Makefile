@@ -36,7 +36,8 @@ bench: .venv/.base ## time the kernels, the sampler and the training step, into 
 test: .venv/.test ## the fast tests
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-test-all: .venv/.test ## all tests
+test-all: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/libtpu/libtpu/libtpu.so)
+test-all: .venv/.test .venv/.tpu-compile ## all tests, and the kernels compiled for TPUs
 	$(PYTEST) $(ARGS)
 
 test-reference: .venv/.reference ## the tests against PyTorch code, installed first (1 GB or more)
@@ -61,6 +62,12 @@ clean: ## remove .venv, caches and build products; runs/ stays
 
 .venv/.test: .venv/.base requirements/test.txt
 	$(PIP) -r requirements.txt -r requirements/test.txt
+	@touch $@
+
+.venv/.tpu-compile: .venv/.test requirements/tpu-compile.txt
+	@echo 'Installing the TPU compiler into .venv/libtpu ...'
+	rm -rf .venv/libtpu
+	$(PIP) --target .venv/libtpu -r requirements/tpu-compile.txt
 	@touch $@
 
 .venv/.reference: .venv/.test requirements/reference.txt

@@ -9,7 +9,7 @@ Command: python -m experiments.train --experiment=gsm8k_tiny --workdir=runs/gsm8
            --set=data.path=FOLDER --set=tokenizer.path=FOLDER
   The first folder holds train.jsonl and test.jsonl of GSM8K (or its Parquet files, or a Hugging Face
   cache of it), the second the tokenizer files of a Qwen3 model.
-Cost: not measured yet.
+Cost: 2 minutes on 2 CPU cores, beside other work; 5,120 sampled tokens.
 Expected: 20 updates and an evaluation that end; no accuracy.
 """
 

@@ -54,11 +54,11 @@ def linear_divergence(
   """
   teacher_head = student_head if teacher_head is None else teacher_head
   arrays = (student_hidden, student_head, teacher_hidden, teacher_head)
-  checks.choice('implementation', implementation or 'chunked', IMPLEMENTATIONS)
+  name = choose(spec, *arrays)[0] if implementation is None else implementation
+  checks.choice('implementation', name, IMPLEMENTATIONS)
   checks.chunk_tokens(chunk_tokens)
   _check_shapes(*arrays, targets)
   reference.validate(spec, student_head.shape[0])
-  name = implementation or choose(spec, *arrays)[0]
   call = IMPLEMENTATIONS[name]
   if name != 'tpu':
     return call(*arrays, targets, spec, chunk_tokens=chunk_tokens)

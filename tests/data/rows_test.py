@@ -104,7 +104,7 @@ def test_a_broken_list(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'content', [b'no gzip', gzip.compress(b'{}\n' * 999)[:-9], gzip.compress(b'{}')[:12]]
+  'content', [b'no gzip', gzip.compress(b'{}\n' * 999, mtime=0)[:-9], gzip.compress(b'{}', mtime=0)[:12]]
 )
 def test_broken_compression(tmp_path, content):
   with pytest.raises(ConfigError, match='a.jsonl.gz cannot be read'):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
@@ -247,7 +247,8 @@ def cases(draw):
   return spec, draw(st.integers(1, 3)), draw(st.integers(1, 13)), vocab
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+# Without shrinking, whose every attempt compiles kernels: a failure would take minutes to show.
+@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(cases(), st.integers(0, 99))
 def test_equals_the_definition_in_float64(case, seed):
   spec, batch, time, vocab = case
@@ -290,9 +291,9 @@ def test_large_logits(scale, settings):
 
 @pytest.mark.parametrize('support', ['teacher_topk', 'student_topk'])
 def test_ties_go_to_the_lowest_ids(support):
-  # Integer logits repeat across tiles, in more places than k holds.
+  # Integer logits repeat within and across tiles: a later tile displaces some of several equal minima.
   rng = np.random.default_rng(3)
-  student, teacher = rng.integers(-1, 7, (2, 18, 300)).astype(np.float32)
+  student, teacher = rng.integers(-1, 20, (2, 18, 300)).astype(np.float32)
   eye = jnp.eye(300)
   spec = DivergenceSpec(support=support, k=25, valid_vocab=290)
   with simulated():

@@ -184,7 +184,7 @@ def test_a_broken_vocabulary(tmp_path, content):
     (b'', 'neither a SentencePiece model nor a rank file'),
     (b'\x00\x01\x02 no model', 'neither a SentencePiece model nor a rank file.*tokenizer.json'),
     (b'version https://git-lfs.github.com/spec/v1\noid', 'is a Git LFS pointer.*git lfs pull'),
-    (gzip.compress(b'{}'), 'is compressed; unpack it'),
+    (gzip.compress(b'{}', mtime=0), 'is compressed; unpack it'),
   ],
 )
 def test_files_that_are_no_vocabulary(tmp_path, content, message):
