@@ -54,7 +54,8 @@ def main(experiment: Experiment) -> int:
     f'({origin})'
   )
   _show_memory(experiment, setup)
-  found = preflight.warnings(readings, setup.objective, trained=updates > 0 or setup.weights.path is not None)
+  trained = updates > 0 or setup.weights.path is not None
+  found = preflight.warnings(readings, setup.views, setup.tokenizer, setup.objective, trained)
   return _show_warnings(
     found + preflight.layout_warnings(setup.mesh, setup.rollout, setup.loop.micro_batches)
   )

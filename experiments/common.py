@@ -3,17 +3,19 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from absl import flags
 
 from experiments import entry, recipes
+from experiments.options import MODEL
 from opsd_jax import config as configs
 from opsd_jax import experiment as experiments
 from opsd_jax.config import ConfigError
 from opsd_jax.experiment import Experiment
 from opsd_jax.files import write_json
 
+flags.declare_key_flag('model')
 _EXPERIMENT = flags.DEFINE_string(
   'experiment', None, 'Recipe to run: a file name in experiments/recipes. See --list.'
 )
@@ -22,12 +24,6 @@ _SET = flags.DEFINE_multi_string(
   [],
   'A setting to change, as --set=optimizer.learning_rate=1e-4. May be repeated; '
   "every setting is in the run's config.json.",
-)
-_MODEL = flags.DEFINE_string(
-  'model',
-  None,
-  "A model's folder, whose shape, weights and tokenizer are used, or the name of a published size, whose "
-  'shape is. Short for --set=model=... and, for a folder, weights.path=... and tokenizer.path=...',
 )
 _BUDGET = flags.DEFINE_string(
   'budget', None, 'Stop after tokens:N (sampled), updates:N or minutes:X. Short for --set=loop.budget=...'
@@ -44,12 +40,13 @@ def experiment_from_flags() -> Experiment:
   if _EXPERIMENT.value is None:
     raise ConfigError(f'--experiment is missing. Recipes: {", ".join(recipes.names())}.')
   budget = [] if _BUDGET.value is None else [f'loop.budget={_BUDGET.value}']
-  model = [] if _MODEL.value is None else model_settings(_MODEL.value)
+  model = [] if MODEL.value is None else model_settings(MODEL.value)
   return with_settings(recipes.load(_EXPERIMENT.value), [*model, *_SET.value, *budget])
 
 
 def model_settings(name: str) -> list[str]:
   """Settings for a model's folder, or for the name of a published size, which has no weights here."""
+  name = os.path.expanduser(name)
   folder = [f'weights.path={name}', f'tokenizer.path={name}'] if os.path.isdir(name) else []
   return [f'model={name}', *folder]
 
@@ -70,7 +67,8 @@ def run(main: Callable[[Experiment], int | None], documentation: str | None) -> 
       return 0
     return main(experiment_from_flags())
 
-  entry.run(with_experiment, f'{documentation}\nRecipes:\n{listing()}\n')
+  advice = 'write --set=field=value for a setting'
+  entry.run(with_experiment, f'{documentation}\nRecipes:\n{listing()}\n', advice)
 
 
 def listing() -> str:
@@ -78,8 +76,12 @@ def listing() -> str:
   return '\n'.join(f'  {name:20} {recipes.summary(name)}' for name in recipes.names())
 
 
-def claim_workdir(workdir: str | None, experiment: Experiment) -> str:
+def claim_workdir(
+  workdir: str | None, experiment: Experiment, origin: Mapping[str, str] | None = None
+) -> str:
   """Makes the folder, or checks that it belongs to this experiment; saves the config in it.
+
+  `origin` (`Setup.origin`) tells files that a setting names, but that hold something else than before.
 
   Raises:
     ConfigError: no folder was named, it cannot be written, or another experiment owns it.
@@ -91,8 +93,29 @@ def claim_workdir(workdir: str | None, experiment: Experiment) -> str:
   path, wanted = os.path.join(workdir, 'config.json'), configs.to_dict(experiment)
   if os.path.exists(path):
     _require_same(path, wanted)
+  if origin:
+    _claim_origin(os.path.join(workdir, 'origin.json'), dict(origin))
   write_json(path, wanted)
   return workdir
+
+
+def _claim_origin(path: str, origin: dict[str, str]) -> None:
+  """Saves the digests of what a run reads, or checks that they are those that it began with."""
+  if not os.path.exists(path):
+    write_json(path, origin)
+    return
+  with open(path, encoding='utf-8') as file:
+    began = json.load(file)
+  causes = {
+    'problems': 'the problems (data.path)',
+    'prompts': 'the tokenizer, its chat template or the wording (tokenizer.path)',
+  }
+  changed = [causes[name] for name in causes if began.get(name) != origin.get(name)]
+  if changed:
+    raise ConfigError(
+      f'--workdir={os.path.dirname(path)} belongs to another experiment: {" and ".join(changed)} hold '
+      'something else than when it began. Bring that back, or choose another --workdir.'
+    )
 
 
 def _require_writable(workdir: str) -> None:

@@ -1,5 +1,7 @@
 """How an entry point starts and ends: quiet logs, documentation as help, expected errors as one line."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -10,10 +12,10 @@ from opsd_jax.config import ConfigError
 from opsd_jax.train.loop import TrainingStopped
 
 
-def run(main: Callable[[], int | None], documentation: str | None) -> None:
+def run(main: Callable[[], int | None], documentation: str | None, words: str = 'see --help') -> None:
   """Runs `main`: `--help` shows the documentation, and an expected error is one clear line.
 
-  Ends with code 2 for a setting that cannot work, 1 for a run that had to stop, else with `main`'s.
+  `words` is the advice for a word that is no flag. Ends with code 2 for a setting that cannot work, 1 for a run that had to stop, else with `main`'s.
   """
   sys.modules['__main__'].__doc__ = documentation
 
@@ -22,8 +24,13 @@ def run(main: Callable[[], int | None], documentation: str | None) -> None:
       logging.set_verbosity(logging.WARNING)  # absl's default shows every step of every checkpoint
     try:
       if len(arguments) > 1:
-        raise ConfigError(f'{arguments[1]!r} is not a flag; write --set=field=value for a setting.')
-      return main() or 0
+        raise ConfigError(f'{arguments[1]!r} is not a flag; {words}.')
+      code = main() or 0
+      sys.stdout.flush()
+      return code
+    except BrokenPipeError:  # who read our output, such as `| head`, has seen enough
+      _discard_output()
+      return 128 + signal.SIGPIPE
     except (ConfigError, CheckpointError, TrainingStopped, OSError) as error:
       message = explain(error)
       if message is None:
@@ -32,6 +39,13 @@ def run(main: Callable[[], int | None], documentation: str | None) -> None:
       return 2 if isinstance(error, ConfigError) else 1
 
   app.run(guarded)
+
+
+def _discard_output() -> None:
+  """Sends what is still to be printed nowhere, else the flush at the end would fail once more."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  for stream in (sys.stdout, sys.stderr):
+    os.dup2(nowhere, stream.fileno())
 
 
 def explain(error: BaseException) -> str | None:

@@ -10,6 +10,7 @@ unless --dtype says otherwise. A run with LoRA is saved as a PEFT adapter, or, w
 whole model. The folder appears under its name when it is complete.
 """
 
+import dataclasses
 import json
 import os
 
@@ -17,35 +18,34 @@ import jax
 from absl import flags
 
 from experiments import entry
+from experiments.options import DTYPE, OUTPUT
 from opsd_jax import config as configs
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.config import ConfigError, require
 from opsd_jax.distill.config import TeacherConfig
 from opsd_jax.experiment import Experiment
 from opsd_jax.mesh import MeshConfig, make_mesh
-from opsd_jax.models import lora, model, weights
-from opsd_jax.models.folder import adapters, read, write
+from opsd_jax.models import families, lora, model, weights
+from opsd_jax.models.folder import adapters, inventory, read, write
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.train import state
 from opsd_jax.train.config import OptimizerConfig
 
+for shared in ('output', 'dtype'):
+  flags.declare_key_flag(shared)
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Folder of the run, as --workdir of experiments.train.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; must be absent or empty.')
 _BASE = flags.DEFINE_string(
   'base', None, "Folder of the model that training began from; left out: the run's weights.path, if any."
 )
 _STEP = flags.DEFINE_string('step', 'latest', 'Checkpoint to read: latest, best or a number of updates.')
-_DTYPE = flags.DEFINE_enum(
-  'dtype', None, ['float32', 'bfloat16'], "Of the saved weights; the run's if left out."
-)
 _MERGE = flags.DEFINE_bool('merge_lora', False, 'Add the adapters of a run with LoRA into the weights.')
 
 
 def main() -> None:
   """Reads, writes and says what was written."""
   require(bool(_CHECKPOINT.value), '--checkpoint is missing; name the folder of a run.')
-  require(bool(_OUTPUT.value), '--output is missing; name a folder to write.')
-  workdir, output = _CHECKPOINT.value, _OUTPUT.value
+  require(bool(OUTPUT.value), '--output is missing; name a folder to write.')
+  workdir, output = _CHECKPOINT.value, OUTPUT.value
   experiment = read_experiment(workdir)
   adapted = experiment.lora.rank > 0
   require(
@@ -55,7 +55,7 @@ def main() -> None:
   )
   alone = adapted and not _MERGE.value
   require(
-    not (alone and _DTYPE.value), '--dtype: adapters are saved in float32; leave it out, or add --merge_lora.'
+    not (alone and DTYPE.value), '--dtype: adapters are saved in float32; leave it out, or add --merge_lora.'
   )
   require(
     not (alone and experiment.cold_start.updates),
@@ -63,6 +63,8 @@ def main() -> None:
     'so that they fit no other folder; add --merge_lora.',
   )
   base, step = base_folder(experiment, _BASE.value), _step(_STEP.value)
+  if alone and base is not None:
+    _require_same_model(base, experiment.model)
   mesh = make_mesh(MeshConfig())
   write.require_new(output)
   if not alone:
@@ -70,10 +72,10 @@ def main() -> None:
   with jax.set_mesh(mesh):
     step, trained = read_trained(workdir, experiment, mesh, step)
     if alone:
-      adapters.save(output, experiment.lora, trained, base=base or '')
+      adapters.save(output, experiment.lora, trained, base=base or '', prefix=_prefix(base))
     else:
-      params = merged(workdir, experiment, mesh, trained) if adapted else trained
-      dtype = _DTYPE.value or experiment.model.dtype
+      params = merged(workdir, experiment, mesh, trained, base) if adapted else trained
+      dtype = DTYPE.value or experiment.model.dtype
       write.save(output, experiment.model, params, base, dtype=dtype)
   if jax.process_index() == 0:
     print(f'{output}: {_what(output)} after {step} updates of {workdir}')
@@ -112,6 +114,22 @@ def base_folder(experiment: Experiment, named: str | None) -> str | None:
   return folder
 
 
+def _require_same_model(base: str, spec: ModelSpec) -> None:
+  """Adapters alone say nothing of the model that they stand beside: it has to be the base as it is."""
+  wrong = families.contradictions(families.read(base), spec)
+  require(
+    not wrong,
+    f'the base {base} computes something else than the model of the run, so that its adapters alone do not '
+    f'fit it (in its config.json -> here): {"; ".join(wrong)}. Add --merge_lora, or name another --base.',
+  )
+
+
+def _prefix(base: str | None) -> str:
+  """Where transformers has the decoder of the base."""
+  inside = base is not None and families.is_multimodal(families.read_json(base))
+  return adapters.PART if inside else adapters.WHOLE
+
+
 def read_trained(
   workdir: str, experiment: Experiment, mesh: jax.sharding.Mesh, step: int | str | None = None
 ) -> tuple[int, model.Params]:
@@ -134,10 +152,24 @@ def read_trained(
 
 
 def merged(
-  workdir: str, experiment: Experiment, mesh: jax.sharding.Mesh, trained: lora.Adapters
+  workdir: str,
+  experiment: Experiment,
+  mesh: jax.sharding.Mesh,
+  trained: lora.Adapters,
+  moved: str | None = None,
 ) -> model.Params:
-  """The parameters with the adapters of a run added to the weights that they stand beside."""
+  """The parameters with the adapters of a run added to the weights that they stand beside.
+
+  Args:
+    workdir: of the run.
+    experiment: its settings.
+    mesh: where the arrays go.
+    trained: the adapters.
+    moved: where the folder that a run began from is now; counts where it holds weights.
+  """
   e = experiment
+  if e.weights.path is not None and moved is not None and inventory.has_weights(moved):
+    e = dataclasses.replace(e, weights=dataclasses.replace(e.weights, path=moved))
   if e.cold_start.updates:
     folder, shapes = os.path.join(workdir, 'cold_start'), model.abstract_params(e.model, mesh)
     _, base = _restore(folder, e, shapes, e.cold_start.optimizer, TeacherConfig())

@@ -8,7 +8,7 @@ a field prompt, or messages (a list of role and content). A line of the output h
 line, its sample, the row that was given, the completion as text and ids, and the settings. The same command
 again goes on where an interrupted one stopped. A prompt is data: control tokens that it spells out do not
 end its turn. What is drawn depends on the seed, the line and the sample, not on the other prompts.
---temperature=0 is greedy.
+--temperature=0 is greedy. Without --dtype it computes in float32 on a CPU, else in bfloat16.
 """
 
 import contextlib
@@ -26,20 +26,24 @@ from experiments import entry
 from experiments.asking import answer, completions, prompts
 from experiments.asking.prompts import Asking, Request
 from experiments.asking.sampler import Meter, Sampler
+from experiments.options import DTYPE, MODEL, OUTPUT
 from opsd_jax import mesh as meshes
 from opsd_jax.config import ConfigError, require
 from opsd_jax.mesh import MeshConfig
 from opsd_jax.models import families
+from opsd_jax.models.folder import adapters, inventory
 from opsd_jax.models.folder import read as folders
-from opsd_jax.rollout.config import SamplingConfig, validate_sampling
+from opsd_jax.models.model import Params
+from opsd_jax.models.spec import ModelSpec
+from opsd_jax.rollout.config import SamplingConfig, drawable, validate_sampling
 from opsd_jax.text import pretrained
 from opsd_jax.text.config import TokenizerConfig
 from opsd_jax.text.pretrained import PretrainedTokenizer
 
-_MODEL = flags.DEFINE_string('model', None, "A model's folder: config.json, *.safetensors, tokenizer.")
+for shared in ('model', 'output', 'dtype'):
+  flags.declare_key_flag(shared)
 _PROMPT = flags.DEFINE_multi_string('prompt', [], 'A text to answer; may be repeated.')
 _PROMPTS = flags.DEFINE_string('prompts', None, 'A JSONL file with a field prompt, or messages.')
-_OUTPUT = flags.DEFINE_string('output', None, 'A JSONL file for the completions; left out: standard output.')
 _RAW = flags.DEFINE_bool('raw', False, 'Continue the text as it is, without the chat template.')
 _THINKING = flags.DEFINE_bool('thinking', None, 'Whether to think first; left out: what the template does.')
 _SYSTEM = flags.DEFINE_string('system', None, "The system's turn.")
@@ -52,9 +56,6 @@ _MAX_PROMPT = flags.DEFINE_integer('max_prompt_tokens', 8192, 'A longer prompt i
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the random numbers.', lower_bound=0, upper_bound=2**32 - 1)
 _SAMPLES = flags.DEFINE_integer('samples', 1, 'Completions of each prompt.', lower_bound=1)
 _BATCH = flags.DEFINE_integer('batch', 8, 'Prompts that are read at a time.', lower_bound=1)
-_DTYPE = flags.DEFINE_enum(
-  'dtype', None, ['float32', 'bfloat16'], 'Of the arithmetic; float32 on a CPU, else bfloat16, if left out.'
-)
 _TEMPLATE = flags.DEFINE_string('chat_template', None, "A .jinja file in place of the model's own template.")
 _EOS = flags.DEFINE_list('eos_tokens', [], 'Tokens that end a completion, if not those of the folder.')
 _CONTROL = flags.DEFINE_bool(
@@ -74,41 +75,53 @@ _NAMES = {'tokenizer.path': '--model'} | {
 
 def main() -> int:
   """Answers what is asked; 130 where Ctrl-C ended it."""
-  tokenizer = _tokenizer(_folder())
-  asked = _asked()
-  how = Asking(_RAW.value, _SYSTEM.value, _THINKING.value)
+  folder = _folder()
+  tokenizer, asked, how = _tokenizer(folder), _asked(), _how()
+  spec = dataclasses.replace(families.find(folder), dtype=_dtype())
+  vocab = _vocab(folder, tokenizer, spec)
   ids = [prompts.encode(request, how, tokenizer, _MAX_PROMPT.value) for request in asked]
-  sampling = _sampling(tokenizer.vocab_size)
-  have = completions.find(_OUTPUT.value, asked, _settings()) if _OUTPUT.value else set()
+  for request, row in zip(asked, ids, strict=True):
+    prompts.require_rows(request, row, spec.vocab_size)
+  sampling = _sampling(vocab)
+  have = completions.find(OUTPUT.value, asked, _settings()) if OUTPUT.value else set()
   missing = [i for i, request in enumerate(asked) if completions.lacking(request, _SAMPLES.value, have)]
   if not missing:
-    print(f'{_OUTPUT.value} has every completion already', file=sys.stderr)
+    completions.sort(OUTPUT.value)
+    print(f'{OUTPUT.value} has every completion already', file=sys.stderr)
     return 0
-  meter, mesh = Meter(), meshes.make_mesh(MeshConfig())
+  meter, mesh, sampler = Meter(), meshes.make_mesh(MeshConfig()), None
   with jax.set_mesh(mesh):
     try:
       with meter.timed('load'):
-        sampler = _load(tokenizer, sampling, mesh)
-      if _PROMPTS.value is None and _OUTPUT.value is None and len(asked) == _SAMPLES.value == 1:
+        params = _load(folder, spec, mesh)
+      eos, samples = tokenizer.eos_ids, _SAMPLES.value
+      sampler = Sampler(spec, mesh, params, sampling, eos, vocab, samples, _SEED.value)
+      if _PROMPTS.value is None and OUTPUT.value is None and len(asked) == _SAMPLES.value == 1:
         answer.talk(sampler, tokenizer, ids[0], meter)
       else:
         left = [asked[i] for i in missing], [ids[i] for i in missing]
-        how = dict(batch=_BATCH.value, output=_OUTPUT.value, settings=_settings())
+        how = dict(batch=_BATCH.value, output=OUTPUT.value, settings=_settings())
         answer.answer(sampler, tokenizer, *left, have, meter, **how)
     except KeyboardInterrupt:
-      remedy = '; the same command goes on from here' if _OUTPUT.value else ''
+      remedy = '; the same command goes on from here' if OUTPUT.value else ''
       print(f'\nstopped{remedy}', file=sys.stderr)
       return 130
     finally:
-      print(meter.summary(), file=sys.stderr)
+      if sampler is not None:
+        print(meter.summary(), file=sys.stderr)
   return 0
 
 
 def _folder() -> str:
-  folder = _MODEL.value
+  folder = MODEL.value
   require(bool(folder), "--model is missing; name a model's folder.")
   require(os.path.isdir(folder), f'--model={folder} is no folder; name one with a config.json and weights.')
   found = sorted(os.listdir(folder))
+  require(
+    adapters.CONFIG not in found or inventory.has_weights(folder),
+    f'--model={folder} holds adapters (LoRA) and not a model; merge them into their base first, with '
+    'experiments.export --merge_lora or with PEFT, and name that folder.',
+  )
   require(
     any(name.endswith('.safetensors') for name in found),
     f'--model={folder} has no weights (*.safetensors); it holds {", ".join(found[:12]) or "nothing"}.',
@@ -137,7 +150,7 @@ def _tokenizer(folder: str) -> PretrainedTokenizer:
     tokenizer = pretrained.load(config)
   require(
     _RAW.value or tokenizer.template is not None,
-    f'--model={_MODEL.value} has no chat template; add --raw, or name one with --chat_template=FILE.jinja.',
+    f'--model={MODEL.value} has no chat template; add --raw, or name one with --chat_template=FILE.jinja.',
   )
   return tokenizer
 
@@ -148,6 +161,26 @@ def _asked() -> list[Request]:
     'give either --prompt, as often as you like, or --prompts=FILE.jsonl.',
   )
   return prompts.of_file(_PROMPTS.value) if _PROMPTS.value else prompts.of_texts(_PROMPT.value)
+
+
+def _how() -> Asking:
+  for flag in (_SYSTEM, _THINKING):
+    require(
+      not _RAW.value or flag.value is None,
+      f'--raw continues a text as it is, without turns; leave out --{flag.name}, or --raw.',
+    )
+  return Asking(_RAW.value, _SYSTEM.value, _THINKING.value)
+
+
+def _vocab(folder: str, tokenizer: PretrainedTokenizer, spec: ModelSpec) -> int:
+  """How many ids can be drawn."""
+  try:
+    return drawable(tokenizer.vocab_size, spec.vocab_size, tokenizer.control_ids)
+  except ConfigError as error:
+    raise ConfigError(
+      f'--model={folder}: its tokenizer has {tokenizer.vocab_size:,} ids, but its weights are for '
+      f'{spec.vocab_size:,}; the files are not of one model.'
+    ) from error
 
 
 def _sampling(vocab: int) -> SamplingConfig:
@@ -162,25 +195,16 @@ def _settings() -> dict[str, Any]:
   chosen = (_RAW, _THINKING, _SYSTEM, _TEMPERATURE, _TOP_P, _TOP_K, _MIN_P, _MAX_TOKENS, _SEED, _TEMPLATE)
   chosen = (*chosen, _EOS, _CONTROL)
   values = {flag.name: flag.value for flag in chosen}
-  return {'model': os.path.abspath(_MODEL.value), 'dtype': _dtype()} | values
+  return {'model': os.path.abspath(MODEL.value), 'dtype': _dtype()} | values
 
 
 def _dtype() -> str:
-  return _DTYPE.value or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+  return DTYPE.value or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
 
 
-def _load(tokenizer: PretrainedTokenizer, sampling: SamplingConfig, mesh: jax.sharding.Mesh) -> Sampler:
-  folder = _folder()
-  spec = dataclasses.replace(families.find(folder), dtype=_dtype())
-  require(
-    spec.vocab_size >= tokenizer.vocab_size,
-    f'--model={folder}: its tokenizer has {tokenizer.vocab_size:,} ids, but its weights are for '
-    f'{spec.vocab_size:,}; the files are not of one model.',
-  )
-  params = jax.block_until_ready(folders.load(folder, spec, mesh, spec.dtype))
-  eos, vocab = tokenizer.eos_ids, tokenizer.vocab_size
-  return Sampler(spec, mesh, params, sampling, eos, vocab, _SAMPLES.value, _SEED.value)
+def _load(folder: str, spec: ModelSpec, mesh: jax.sharding.Mesh) -> Params:
+  return jax.block_until_ready(folders.load(folder, spec, mesh, spec.dtype))
 
 
 if __name__ == '__main__':
-  entry.run(main, __doc__)
+  entry.run(main, __doc__, "quote the prompt: --prompt='...'")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -104,6 +105,8 @@ _RESERVED = (
   'machine',
 )
 
+_DIGESTED = 16  # problems whose prompts stand for how all are rendered
+
 # Settings that may differ when a run is continued: they change how long it goes on and what it shows.
 CONTINUABLE = ('loop.budget', 'loop.updates', 'checkpoint.', 'metrics.', 'mesh.')
 
@@ -167,16 +170,11 @@ def _validate_controls(experiment: Experiment) -> None:
 
 
 def _validate_tokenizer(experiment: Experiment) -> int:
-  """The tokenizer's size, which the model's vocabulary must hold."""
+  """How many ids can be drawn: the model has a row for each that a text may have."""
   text_room.validate(experiment.tokenizer)
   models_room.validate(experiment.model)
-  size = text_room.make_tokenizer(experiment.tokenizer).vocab_size
-  require(
-    size <= experiment.model.vocab_size,
-    f'model.vocab_size is {experiment.model.vocab_size}, but the tokenizer has {size} ids; '
-    'raise model.vocab_size.',
-  )
-  return size
+  tokenizer = text_room.make_tokenizer(experiment.tokenizer)
+  return rollout_room.drawable(tokenizer.vocab_size, experiment.model.vocab_size, tokenizer.control_ids)
 
 
 def with_control(
@@ -213,12 +211,24 @@ def build(experiment: Experiment) -> Setup:
       `data.too_long` does not say to leave such problems out, or none is left.
   """
   validate(experiment)
-  splits, dropped = _fitting(experiment, source.load(experiment.data))
+  splits, dropped, origin = _fitting(experiment, source.load(experiment.data))
   for setting, rows in _needed(experiment).items():
     require(
       len(splits.train) >= rows, f'{setting} is {rows}, but only {len(splits.train)} training problems.'
     )
-  return assemble(experiment, make_mesh(experiment.mesh), splits, dropped)
+  setup = assemble(experiment, make_mesh(experiment.mesh), splits, dropped)
+  return dataclasses.replace(setup, origin={'problems': origin, 'prompts': _prompts_digest(setup)})
+
+
+def _prompts_digest(setup: Setup) -> str:
+  """A digest of how texts become ids: of the tokenizer, its chat template and the wording."""
+  shown = setup.splits.train[:_DIGESTED]
+  batches = (
+    views.student_batch(setup.views, shown, setup.tokenizer),
+    *views.teacher_batch(setup.views, shown, setup.tokenizer),
+  )
+  ids = [batch.ids.tolist() for batch in batches]
+  return hashlib.blake2b(repr((setup.tokenizer.eos_ids, ids)).encode(), digest_size=16).hexdigest()
 
 
 def assemble(
@@ -257,8 +267,8 @@ def _needed(experiment: Experiment) -> dict[str, int]:
   return rows | ({'cold_start.batch': experiment.cold_start.batch} if experiment.cold_start.updates else {})
 
 
-def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, dict[str, int]]]:
-  """The problems whose every text fits, and how many of each split were left out for which reason.
+def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, dict[str, int]], str]:
+  """The problems whose every text fits, how many of each split were left out why, and a digest of all.
 
   Renders every problem under every view, so that nothing is found out after hours of training.
   """
@@ -267,7 +277,10 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
   for control in experiment.controls:
     wanted.append((control, with_control(experiment, control).views))
 
+  digest = hashlib.blake2b(digest_size=16)
+
   def misfit(problem: Problem) -> str | None:
+    digest.update(repr(problem).encode('utf-8', 'backslashreplace'))
     for control, config in wanted:
       with contextlib.nullcontext() if control is None else _named(control):
         if reason := views.misfit(config, problem, tokenizer):
@@ -288,4 +301,5 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
       f'{field.name} problems',
     )
   kept = Splits(**{name: selection.problems for name, selection in chosen.items()})
-  return kept, {name: dict(selection.dropped) for name, selection in chosen.items()}
+  dropped = {name: dict(selection.dropped) for name, selection in chosen.items()}
+  return kept, dropped, digest.hexdigest()

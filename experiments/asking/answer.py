@@ -51,19 +51,18 @@ def answer(
     ids: their tokens.
     have: (line, sample) of the completions that are there.
     meter: is told what it took.
-    batch: prompts that are read at a time.
+    batch: prompts that are read at a time, at most; fewer where they are long.
     output: the file, or None for standard output.
     settings: stand in every row.
   """
   shards, done = meshes.row_shards(sampler.mesh), 0
-  size = -(-min(batch, len(asked)) // shards) * shards
   with progress('generate') as show:
 
     def showing(share: float) -> None:
       rate = meter.drawn_tokens / meter.draw
       show((done + share) / len(asked), {}, rate, f'{done}/{len(asked)} prompts')
 
-    for members in prompts.batches(list(map(len, ids)), size):
+    for members, size in prompts.batches(list(map(len, ids)), batch, shards):
       some = [asked[i] for i in members]
       table = prompts.pad([ids[i] for i in members], [request.line for request in some], size)
       left = [completions.lacking(request, sampler.samples, have) for request in some]

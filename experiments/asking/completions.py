@@ -75,9 +75,13 @@ def _parsed(lines: Iterable[bytes], path: str) -> Iterator[Row]:
       row = json.loads(line)
     except ValueError as error:
       raise ConfigError(f'{where} is not JSON: {error}. {_REMEDY}') from error
-    ours = isinstance(row, dict) and {'line', 'sample', 'input', 'settings'} <= set(row)
-    require(ours, f'{where} is no completion. {_REMEDY}')
+    require(_is_ours(row), f'{where} is no completion. {_REMEDY}')
     yield row
+
+
+def _is_ours(row: Any) -> bool:
+  kinds = {'line': int, 'sample': int, 'input': dict, 'settings': dict}
+  return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in kinds.items())
 
 
 def append(path: str | None, rows: Iterable[Row]) -> None:
@@ -101,4 +105,9 @@ def sort(path: str) -> None:
 
 
 def _line(row: Row) -> str:
-  return json.dumps(row, ensure_ascii=False) + '\n'
+  text = json.dumps(row, ensure_ascii=False) + '\n'
+  try:
+    text.encode()
+  except UnicodeEncodeError:  # half a character in a field that came along
+    return json.dumps(row) + '\n'
+  return text

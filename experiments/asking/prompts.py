@@ -12,6 +12,7 @@ from opsd_jax.records import Prompts
 from opsd_jax.text.chat import Message
 from opsd_jax.text.tokenizer import Tokenizer
 
+BUDGET = 8 * 2048**2  # attention scores of a head while prompts are read: rows of a batch times width²
 NARROWEST = 32  # tokens; wider prompts are padded to the next power of two
 
 
@@ -116,6 +117,16 @@ def encode(request: Request, asking: Asking, tokenizer: Tokenizer, limit: int) -
   return ids
 
 
+def require_rows(request: Request, ids: Sequence[int], rows: int) -> None:
+  """Raises `ConfigError` for a token that the model, with this many rows, cannot read."""
+  beyond = [i for i in ids if i >= rows]
+  require(
+    not beyond,
+    f'{request.where} has token {beyond[:1]}, but the model reads ids below {rows:,} only; leave it out (it '
+    'may stand for an image).',
+  )
+
+
 def _raw(request: Request, tokenizer: Tokenizer) -> list[int]:
   require('prompt' in request.given, '--raw continues a text; give prompt in place of messages.')
   ids, first = tokenizer.encode(request.given['prompt']), list(tokenizer.bos_ids)
@@ -136,14 +147,22 @@ def width(length: int) -> int:
   return max(NARROWEST, 1 << (length - 1).bit_length())
 
 
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-  """Which prompts go together: those of one width, `size` at most; `lengths` are their tokens."""
+def batches(lengths: Sequence[int], size: int, shards: int = 1) -> Iterator[tuple[list[int], int]]:
+  """Which prompts go together, and in how many rows: those of one width, as memory allows.
+
+  Args:
+    lengths: tokens of the prompts.
+    size: prompts that go together at most.
+    shards: that the rows are split into; their number is a multiple of it.
+  """
   by_width: dict[int, list[int]] = {}
   for i, length in enumerate(lengths):
     by_width.setdefault(width(length), []).append(i)
-  for _, members in sorted(by_width.items()):
-    for start in range(0, len(members), size):
-      yield members[start : start + size]
+  for wide, members in sorted(by_width.items()):
+    rows = max(1, min(size, len(members), BUDGET // wide**2))
+    rows = -(-rows // shards) * shards
+    for start in range(0, len(members), rows):
+      yield members[start : start + rows], rows
 
 
 def pad(ids: Sequence[Sequence[int]], lines: Sequence[int], size: int) -> Prompts:

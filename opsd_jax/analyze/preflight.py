@@ -19,10 +19,11 @@ from opsd_jax.models import lora, model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem, Prompts, length_mask
 from opsd_jax.rollout.config import RolloutConfig
-from opsd_jax.text.tokenizer import Tokenizer
+from opsd_jax.text.tokenizer import Message, Tokenizer
 
 _LEAK = 4  # shorter texts, such as a one-digit answer, stand in a question by chance
 _NO_SIGNAL = 1e-3  # nats a token
+ROLES = ('student', 'teacher')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +74,8 @@ def read(
     ids[row, : length[row]] = solution[:max_tokens]
   student = views.student_batch(config, problems, tokenizer)
   teacher = views.teacher_batch(config, problems, tokenizer)[0]
-  logp = [
-    np.asarray(_mean_logp(spec, params, prompts, ids, length, tokenizer.vocab_size))
-    for prompts in (student, teacher)
-  ]
+  vocab = min(spec.vocab_size, tokenizer.vocab_size)
+  logp = [np.asarray(_mean_logp(spec, params, prompts, ids, length, vocab)) for prompts in (student, teacher)]
   return [
     Reading(
       p,
@@ -112,12 +111,18 @@ def _mean_logp(
   return compute(params, prompts, ids, length)
 
 
-def warnings(readings: Sequence[Reading], objective: ObjectiveConfig, trained: bool) -> list[str]:
+def warnings(
+  readings: Sequence[Reading],
+  config: ViewsConfig,
+  tokenizer: Tokenizer,
+  objective: ObjectiveConfig,
+  trained: bool,
+) -> list[str]:
   """What is probably a mistake, each with its remedy.
 
   `trained` says whether the weights that read are worth judging by: random ones gain by chance.
   """
-  found = []
+  found = _thinking_warnings(config, tokenizer)
   cut = sum(r.kept < len(r.tokens) for r in readings)
   if cut:
     longest = max(len(r.tokens) for r in readings)
@@ -126,7 +131,8 @@ def warnings(readings: Sequence[Reading], objective: ObjectiveConfig, trained: b
       f'rollout.sampling.max_tokens; the longest has {longest} tokens.'
     )
   ends = sum(r.student_ids[-1] != r.teacher_ids[-1] for r in readings)
-  if ends:
+  student, teacher = ((getattr(config, f'{r}_thinking'), getattr(config, f'{r}_opening')) for r in ROLES)
+  if ends and student == teacher:  # else the views were told to go on in different ways
     found.append(
       f'template mismatch: {ends} of {len(readings)} teacher prompts end in another token than the '
       "student's, so that the two views are not asked to go on in the same way; make "
@@ -141,6 +147,21 @@ def warnings(readings: Sequence[Reading], objective: ObjectiveConfig, trained: b
   return found + _signal_warnings(readings, objective, trained)
 
 
+def _thinking_warnings(config: ViewsConfig, tokenizer: Tokenizer) -> list[str]:
+  if not config.chat or config.student_thinking == config.teacher_thinking:
+    return []
+  student, teacher = (
+    tokenizer.chat([Message('user', 'a')], thinking=thinking)
+    for thinking in (config.student_thinking, config.teacher_thinking)
+  )
+  if student != teacher:
+    return []
+  return [
+    'no switch: views.student_thinking and views.teacher_thinking differ, but the chat template does not '
+    'read enable_thinking, so that both views begin alike; set views.student_opening and views.teacher_opening.'
+  ]
+
+
 def _signal_warnings(readings: Sequence[Reading], objective: ObjectiveConfig, trained: bool) -> list[str]:
   leaked = sum(_leaks(r) for r in readings)
   gain = float(np.mean([r.gain for r in readings]))
@@ -149,8 +170,8 @@ def _signal_warnings(readings: Sequence[Reading], objective: ObjectiveConfig, tr
   found = []
   if leaked:
     found.append(
-      f'leak: {leaked} of {len(readings)} student prompts hold the solution; the student must see '
-      'the question alone.'
+      f'leak: {leaked} of {len(readings)} student prompts hold the solution or a text of data.fields.meta; '
+      'the student must see the question alone.'
     )
   if same and equal_temperatures:
     found.append(

@@ -7,7 +7,6 @@ import contextlib
 import io
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,11 +20,7 @@ VERSION = '1.0.0'
 
 
 def prepare(
-  splits: Mapping[str, Sequence[Problem]],
-  name: str,
-  data_dir: str,
-  num_shards: int | None = None,
-  overwrite: bool = False,
+  splits: Mapping[str, Sequence[Problem]], name: str, data_dir: str, num_shards: int | None = None
 ) -> str:
   """Writes the splits under `data_dir` and returns the version folder.
 
@@ -34,35 +29,32 @@ def prepare(
     name: of the data set; it is `opsd_problems/<name>` for TFDS.
     data_dir: folder of prepared data sets.
     num_shards: files of every split; None leaves it to TFDS.
-    overwrite: replaces an earlier data set of that name.
 
   Raises:
     ConfigError: a name that TFDS does not take, an empty split, more files than problems, or the data set
-      exists and `overwrite` is False.
+      exists.
   """
   _check(splits, num_shards)
-  target = target_folder(name, data_dir, overwrite)
+  target = target_folder(name, data_dir)
   data_dir = os.path.abspath(os.path.expanduser(data_dir))
   os.makedirs(data_dir, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=data_dir, prefix='.preparing-') as folder:
-    # Written beside the target, so that an interrupted run leaves the old data set alone.
+    # Written beside the target, so that an interrupted run leaves no half of a data set.
     written = _write(splits, name, folder, num_shards)
-    if os.path.exists(target):
-      shutil.rmtree(target)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     os.rename(written, target)
   return target
 
 
-def target_folder(name: str, data_dir: str, overwrite: bool = False) -> str:
+def target_folder(name: str, data_dir: str) -> str:
   """The version folder that `prepare` writes.
 
   Raises:
-    ConfigError: TFDS does not take the name, or the folder exists and `overwrite` is False.
+    ConfigError: TFDS does not take the name, or the folder exists.
   """
   _check_name(name)
   target = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), NAME, name, VERSION)
-  if os.path.exists(target) and not overwrite:
+  if os.path.exists(target):
     raise ConfigError(f'{target} exists already; choose another name or folder, or remove it.')
   return target
 

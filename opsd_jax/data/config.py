@@ -23,7 +23,8 @@ class FieldsConfig:
     answer: the final answer, a text or a number; not read where there is an `answer_marker`.
     id: a name that no other row has; none: `<split>/<row>`, counted from 0.
     answer_marker: the answer is what follows the last such text in the solution field, and the solution
-      is what stands before it; GSM8K has `####`.
+      is what stands before it; GSM8K has `####`. Of such an answer the separators of thousands are
+      left out, `1,080` is 1080, because a model that writes 1080 is right.
     meta: further text fields for views, which show them under the last part of their name.
   """
 

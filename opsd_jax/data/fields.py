@@ -1,6 +1,7 @@
 """From a row of somebody's data to a `Problem`."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from opsd_jax.data.config import FieldsConfig
 from opsd_jax.records import Problem
 
 _MISSING = object()
+_THOUSANDS = re.compile(r'(?<=\d),(?=\d{3}(?!\d))')
+_DEPTH = 16  # levels of a row that are named
 
 
 def reader(
@@ -52,7 +55,7 @@ def _solution_and_answer(fields: FieldsConfig, row: Mapping[str, Any], place: st
       f'{place}: the field {fields.solution!r} has no answer after {marker!r} (data.fields.answer_marker); '
       'mend the row or leave it out.'
     )
-  return before.strip(), answer.strip()
+  return before.strip(), _THOUSANDS.sub('', answer.strip())
 
 
 def _filled(row: Mapping[str, Any], name: str, role: str, place: str) -> str:
@@ -107,7 +110,16 @@ def _as_text(value: Any) -> str:
     if not math.isfinite(value):
       raise ValueError(f'{value}, not a finite number')
     return str(int(value)) if value.is_integer() else repr(value)
-  return str(value)
+  return _whole(str(value))
+
+
+def _whole(value: str) -> str:
+  """`value` itself; JSON's \\ud800 makes a text that no encoding takes."""
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError('a text that holds half a character, which has no bytes; mend it') from error
+  return value
 
 
 def _look_up(row: Any, name: str) -> Any:
@@ -125,11 +137,17 @@ def _look_up(row: Any, name: str) -> Any:
 
 
 def names(row: Any, prefix: str = '') -> Iterator[str]:
-  """Dotted names of everything in a row; of a list, the first item's."""
+  """Dotted names of everything in a row, as deep as anybody names it; of a list, the first item's."""
+  for name in _names(row, prefix, _DEPTH):
+    yield name.encode(errors='backslashreplace').decode()  # half a character cannot be printed
+
+
+def _names(row: Any, prefix: str, depth: int) -> Iterator[str]:
   if isinstance(row, Mapping):
     items = row.items()
   else:
     items = [('0', row[0])] if isinstance(row, list | tuple) and row else []
   for key, value in items:
     yield f'{prefix}{key}'
-    yield from names(value, f'{prefix}{key}.')
+    if depth > 1:
+      yield from _names(value, f'{prefix}{key}.', depth - 1)

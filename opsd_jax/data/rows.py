@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import io
 import json
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import numpy as np
 from opsd_jax.config import ConfigError
 
 Row = Mapping[str, Any]
+_KINDS = {list: 'a list', str: 'a text', type(None): 'null', bool: 'true or false'}
 
 
 class Rows(Protocol):
@@ -161,10 +163,17 @@ def _loads(text: bytes, place: str) -> Any:
     raise ConfigError(f'{place} is not JSON: {error.msg}, at {at}. Mend it or leave it out.') from error
   except UnicodeDecodeError as error:
     raise ConfigError(f'{place} is not UTF-8 text: {error}. Mend it or leave it out.') from error
+  except ValueError as error:  # the one kind left: Python's limit on the digits of an integer
+    raise ConfigError(
+      f'{place} has an integer of more than {sys.get_int_max_str_digits():,} digits. Make it a text, or '
+      'leave it out.'
+    ) from error
+  except RecursionError as error:
+    raise ConfigError(f'{place} is nested too deeply to be read. Mend it or leave it out.') from error
 
 
 def _require_object(value: Any, place: str) -> Row:
   if not isinstance(value, dict):
-    kind = {list: 'a list', str: 'a text', type(None): 'null'}.get(type(value), 'a number')
+    kind = _KINDS.get(type(value), 'a number')
     raise ConfigError(f'{place} is {kind}, not an object with fields.')
   return value

@@ -152,6 +152,6 @@ def validate_views(config: ViewsConfig) -> None:
   for field in ('system', 'student_thinking', 'teacher_thinking'):
     value = getattr(config, field)
     require(
-      config.chat or not value,
+      config.chat or value in (None, ''),
       f'views.{field} is {value!r}, but only a conversation has it; set views.chat=true.',
     )

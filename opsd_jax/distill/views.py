@@ -65,10 +65,12 @@ def fill(template: str, problem: Problem, setting: str, protect: Callable[[str],
     'answer': problem.answer,
   }
   try:
-    parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    parts = list(string.Formatter().parse(template))
   except ValueError as error:
     raise ConfigError(f'{setting} is {template!r}: {error}.') from error
   for _, name, form, conversion in parts:
+    if name is None:
+      continue  # what follows the last field
     if form or conversion:
       raise ConfigError(
         f'{setting} is {template!r}: texts are put in as they are; write {{{name}}} alone, without '
@@ -78,7 +80,7 @@ def fill(template: str, problem: Problem, setting: str, protect: Callable[[str],
       raise ConfigError(
         f'{setting} is {template!r}, but problem {problem.id!r} has no text {name!r}.{nearest(name, fields)}'
       )
-  return template.format_map({name: protect(fields[name]) for _, name, _, _ in parts})
+  return ''.join(before + ('' if name is None else protect(fields[name])) for before, name, _, _ in parts)
 
 
 def stable_id(problem: Problem) -> int:

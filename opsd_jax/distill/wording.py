@@ -5,6 +5,7 @@ A wording is a TOML file. `[student]` and `[teacher]` each have `text`, a templa
 files: copy one to begin your own.
 """
 
+import os
 import pathlib
 import tomllib
 from typing import Any
@@ -47,7 +48,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-  path = pathlib.Path(name)
+  path = pathlib.Path(os.path.expanduser(name))
   if not name.endswith('.toml'):
     require(name in presets(), f'views is {name!r}, no preset and no .toml file.{nearest(name, presets())}')
     path = _FOLDER / f'{name}.toml'

@@ -99,7 +99,7 @@ def answer_problems(
         eos_ids=exam.tokenizer.eos_ids,
         per_question=samples,
         seed=seed,
-        valid_vocab=exam.tokenizer.vocab_size,
+        valid_vocab=min(exam.spec.vocab_size, exam.tokenizer.vocab_size),
       )
     )
     answers = [problems[r].answer for r in np.repeat(rows, samples)]

@@ -1,5 +1,6 @@
 r"""Verdicts by exact match of the final answer, as text: `1/2` and `\frac12` are two answers."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +15,13 @@ def grade(completions: Sequence[str], answers: Sequence[str], config: GradeConfi
   """Compares each completion's final answer with the row's known answer."""
   find = {'equals': after_equals, 'boxed': in_box}[config.answer]
   found = [find(c) for c in completions]
-  correct = [f == a.strip() for f, a in zip(found, answers, strict=True)]
+  correct = [f is not None and _plain(f) == _plain(a) for f, a in zip(found, answers, strict=True)]
   return Graded(correct=np.array(correct, bool), answered=np.array([f is not None for f in found], bool))
+
+
+def _plain(answer: str) -> str:
+  """Stripped, and `1,080` as `1080`: separators of thousands say nothing."""
+  return re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', answer.strip())
 
 
 def after_equals(completion: str) -> str | None:

@@ -169,11 +169,18 @@ def _inner(config: Mapping[str, Any], where: str) -> ModelSpec:
 
 def _family(config: Mapping[str, Any], where: str) -> Family:
   known = (*FAMILIES, _MULTIMODAL)
-  listed = config.get('architectures') or []
+  listed, kind = config.get('architectures') or [], config.get('model_type')
+  require(
+    isinstance(listed, list) and all(isinstance(n, str) for n in listed),
+    f'{where}: architectures is {listed!r}, not a list of names; get the file again.',
+  )
+  require(
+    kind is None or isinstance(kind, str), f'{where}: model_type is {kind!r}, not a name; get the file again.'
+  )
   name = listed[0] if listed else None
   by_type = {f.model_type: f for f in known}
-  family = {f.architecture: f for f in known}.get(name) if name else by_type.get(config.get('model_type'))
-  asked = name or config.get('model_type')
+  family = {f.architecture: f for f in known}.get(name) if name else by_type.get(kind)
+  asked = name or kind
   names = [f.architecture for f in known] if name else list(by_type)
   require(
     family is not None,
@@ -221,6 +228,7 @@ def _decoder(fields: Fields, family: Family) -> ModelSpec:
 
 def _gemma(fields: Fields, given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
   scalar = fields.number('query_pre_attn_scalar', 256)
+  require(scalar > 0, f'{fields.where}: query_pre_attn_scalar is {scalar}, not positive; get the file again.')
   names = {'attention_softcap': 'attn_logit_softcapping', 'final_softcap': 'final_logit_softcapping'}
   caps = {ours: fields.optional_number(name, given.get(name)) for ours, name in names.items()}
   caps = {ours: None if cap is None else float(cap) for ours, cap in caps.items()}

@@ -1,5 +1,6 @@
 """Fields of a config.json, read strictly: what is neither asked for nor known to be harmless is refused."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,9 +48,10 @@ class Fields:
     return self._values.get(name, default)
 
   def number(self, name: str, default: Any = _REQUIRED) -> float:
-    """A number; null counts as absent."""
+    """A finite number; null counts as absent."""
     value = self._present(name, default)
-    self._need(isinstance(value, int | float) and not isinstance(value, bool), name, value, 'a number')
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    self._need(right, name, value, 'a number')
     return value
 
   def optional_number(self, name: str, default: float | None) -> float | None:

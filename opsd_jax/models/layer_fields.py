@@ -22,6 +22,11 @@ def read(fields: Fields, default: int, pattern: int | None, layers: int) -> dict
     ConfigError: kinds of layers that we do not compute, or fields that contradict each other.
   """
   window = fields.optional_number('sliding_window', default)
+  again = fields.optional_number('sliding_window_size', window)  # of published Gemma 2 files
+  require(
+    again == window,
+    f'{fields.where}: sliding_window_size is {again}, but sliding_window is {window}; keep one of them.',
+  )
   if pattern is None:
     first = fields.optional_number('max_window_layers', 28) or 0
     window = window if fields.flag('use_sliding_window', False) else None
@@ -43,6 +48,10 @@ def _listed(fields: Fields, layers: int) -> list[str] | None:
   if types is None:
     return None
   ours = {name: kind for kind, name in LAYER_TYPES.items()}
+  require(
+    isinstance(types, list) and all(isinstance(t, str) for t in types),
+    f'{fields.where}: layer_types is {types!r}, not a list of names; get the file again.',
+  )
   wrong = sorted(set(types) - set(ours))
   require(not wrong, f'{fields.where}: layer_types has {wrong}, which we do not compute (only {[*ours]}).')
   require(

@@ -185,9 +185,13 @@ def merge(base: model.Params, adapters: Adapters, factor: float) -> model.Params
   return {**base, 'layers': layers}
 
 
+@jax.jit
 def _merged(kernel: jax.Array, pair: dict[str, jax.Array], factor: float) -> jax.Array:
-  """kernel [L, in, out] + factor · a [L, in, r] b [L, r, out], layer by layer, summed in float32."""
-  a, b = pair['a'], pair['b']
-  contract, batch = ((a.ndim - 1,), (1,)), ((0,), (0,))
-  change = jax.lax.dot_general(a, b, (contract, batch), precision=jax.lax.Precision.HIGHEST)
-  return (kernel.astype(jnp.float32) + factor * change).astype(kernel.dtype)
+  """kernel [L, in, out] + factor · a [L, in, r] b [L, r, out], summed in float32, one layer at a time."""
+
+  def one(layer: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    kernel, a, b = layer
+    change = jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(jnp.float32) + factor * change).astype(kernel.dtype)
+
+  return jax.lax.map(one, (kernel, pair['a'], pair['b']))

@@ -50,6 +50,8 @@ def read(fields: Fields, theta: float, local_theta: float | None) -> dict[str, A
     nested or local_theta is None or not new,
     f'{where} is {new}; this family needs one entry for each of {", ".join(LAYER_TYPES.values())}.',
   )
+  for name, entry in new.items() if nested else ():
+    require(isinstance(entry, dict), f'{where}: {name} is {entry!r}, not an object; get the file again.')
   everywhere = new.get(LAYER_TYPES['G'], {}) if nested else new or old
   local = new.get(LAYER_TYPES['L']) if nested else None
   found: dict[str, Any] = {'rope_theta': _theta(fields, 'rope_theta', everywhere, theta)}

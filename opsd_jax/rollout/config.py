@@ -1,6 +1,7 @@
 """How continuations are drawn."""
 
 import dataclasses
+from collections.abc import Collection
 
 from opsd_jax.config import require
 
@@ -39,6 +40,28 @@ class RolloutConfig:
   per_question: int = 1
   sampling: SamplingConfig = SamplingConfig()
   buckets: tuple[int, ...] = ()
+
+
+def drawable(tokenizer_size: int, rows: int, control_ids: Collection[int]) -> int:
+  """How many ids can be drawn: those that the tokenizer has, and the model a row for.
+
+  Args:
+    tokenizer_size: number of its ids.
+    rows: of the model's embedding; more than there are ids where it is padded.
+    control_ids: of the tokenizer's control tokens. Published models of text (Gemma 3 1B) have some
+      without a row, which stand for an image; no text becomes one.
+
+  Raises:
+    ConfigError: a token without a row may come of a text.
+  """
+  lost = [i for i in range(rows, tokenizer_size) if i not in control_ids]
+  require(
+    not lost,
+    f'model.vocab_size is {rows}, but the tokenizer has {tokenizer_size} ids, of which {lost[:1]} and '
+    f'{max(len(lost) - 1, 0)} others are no control tokens; raise model.vocab_size to {tokenizer_size}, or '
+    'take tokenizer and weights from one model.',
+  )
+  return min(rows, tokenizer_size)
 
 
 def validate_sampling(name: str, config: SamplingConfig, vocab: int) -> None:

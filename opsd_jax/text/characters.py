@@ -21,6 +21,10 @@ class CharacterTokenizer:
     return len(self.special) + len(self.alphabet)
 
   @property
+  def control_ids(self) -> frozenset[int]:
+    return frozenset(range(len(self.special)))
+
+  @property
   def bos_ids(self) -> tuple[int, ...]:
     return (self.special.index('<bos>'),)
 

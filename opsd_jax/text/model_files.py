@@ -11,6 +11,7 @@ from opsd_jax.config import ConfigError, nearest, require
 
 Kind = Literal['subwords', 'ranks', 'pieces']
 VOCABULARIES = ('tokenizer.json', 'tokenizer.model')
+_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 SAVE = 'AutoTokenizer.from_pretrained(folder).save_pretrained(folder)'
 
 
@@ -44,6 +45,7 @@ def read(path: str, chat_template: str | None) -> ModelFiles:
   vocabulary = find_vocabulary(path)
   folder = os.path.dirname(vocabulary)
   settings = _json(folder, 'special_tokens_map.json') | _json(folder, 'tokenizer_config.json')
+  _check_added(settings.get('added_tokens_decoder'), os.path.join(folder, 'tokenizer_config.json'))
   template, name = find_template(folder, settings, chat_template)
   return ModelFiles(
     vocabulary, kind_of(vocabulary), settings, _json(folder, 'generation_config.json'), template, name
@@ -56,6 +58,7 @@ def find_vocabulary(path: str) -> str:
   Raises:
     ConfigError: there is none.
   """
+  path = os.path.expanduser(path)
   require(
     os.path.exists(path),
     f"tokenizer.path is {path!r}, which does not exist; set it to a model's folder, or to its "
@@ -101,6 +104,7 @@ def find_template(folder: str, settings: Mapping[str, Any], named: str | None) -
     ConfigError: the named file is missing, or the model has several and none is the default.
   """
   if named is not None:
+    named = os.path.expanduser(named)
     require(
       os.path.isfile(named),
       f'tokenizer.chat_template is {named!r}, which is no file; set it to a .jinja file, or to none.',
@@ -135,6 +139,31 @@ def _default(template: Any, where: str) -> str:
     f'{where} is {template!r}, not a text; name a .jinja file in tokenizer.chat_template.',
   )
   return template
+
+
+def _check_added(listed: Any, path: str) -> None:
+  """Every kind of vocabulary reads `added_tokens_decoder`: by id, the text of a token and its flags."""
+  where = f'{path}: added_tokens_decoder'
+  if listed is None:
+    return
+  require(isinstance(listed, dict), f'{where} is {_cut(listed)}, not tokens by id; get the file again.')
+  for token, entry in listed.items():
+    require(token.isdecimal(), f'{where} has the id {token!r}, which is no number; get the file again.')
+    require(
+      isinstance(entry, dict) and isinstance(entry.get('content'), str),
+      f'{where}.{token} is {_cut(entry)}, which has no text `content`; get the file again.',
+    )
+    for flag in _FLAGS:
+      value = entry.get(flag, False)
+      require(
+        isinstance(value, bool),
+        f'{where}.{token}.{flag} is {_cut(value)}; it must be true or false: mend it, or get the file again.',
+      )
+
+
+def _cut(value: Any) -> str:
+  shown = repr(value)
+  return shown if len(shown) <= 60 else shown[:60] + ' ...'
 
 
 def _text(path: str) -> str:

@@ -38,6 +38,10 @@ class PretrainedTokenizer:
   def vocab_size(self) -> int:
     return self.codec.vocab_size
 
+  @property
+  def control_ids(self) -> frozenset[int]:
+    return frozenset(self.codec.control.values())
+
   def encode(self, text: str) -> list[int]:
     _check_text(text)
     return self._parse(text) if self.control_tokens_in_data else self.codec.data(text)

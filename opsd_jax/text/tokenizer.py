@@ -25,6 +25,10 @@ class Tokenizer(Protocol):
     """Number of ids, added ones included; the model's head may be wider."""
 
   @property
+  def control_ids(self) -> frozenset[int]:
+    """Ids that no data text has: only a template or a model writes them."""
+
+  @property
   def eos_ids(self) -> tuple[int, ...]:
     """Ids that end a completion."""
 

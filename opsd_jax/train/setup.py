@@ -27,7 +27,8 @@ class Setup:
   """The workbench of a run.
 
   `resolved` is the whole config as plain values, kept in each checkpoint; `dropped` says how many
-  problems of each split were left out for which reason.
+  problems of each split were left out for which reason; `origin` has digests of the problems and of
+  how they become prompts, which a run that is continued must share.
   """
 
   resolved: Mapping[str, Any]
@@ -51,6 +52,7 @@ class Setup:
   evaluate: EvaluateConfig
   checkpoint: CheckpointConfig
   metrics: MetricsConfig
+  origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def exam(self) -> Exam:

@@ -28,7 +28,25 @@ def test_the_default_fields():
 def test_the_answer_after_the_last_marker():
   row = {'question': 'q', 'answer': 'Write #### 1\nthen\n#### 1,234\n'}
   found = read(row, FieldsConfig.named('gsm8k'))
-  assert (found.problem, found.solution, found.answer) == ('q', 'Write #### 1\nthen', '1,234')
+  assert (found.problem, found.solution, found.answer) == ('q', 'Write #### 1\nthen', '1234')
+
+
+@pytest.mark.parametrize(
+  ('answer', 'expected'),
+  [
+    ('1,080', '1080'),
+    ('$1,450,000.50', '$1450000.50'),
+    ('3, 4', '3, 4'),
+    ('3,4', '3,4'),
+    ('1,0800', '1,0800'),
+    ('a, b', 'a, b'),
+  ],
+)
+def test_thousands_after_a_marker(answer, expected):
+  marked = {'question': 'q', 'answer': f's\n#### {answer}'}
+  assert read(marked, FieldsConfig.named('gsm8k')).answer == expected
+  plain = {'problem': 'q', 'solution': 's', 'answer': answer}
+  assert read(plain).answer == answer, 'a field of its own stays as it is'
 
 
 @pytest.mark.parametrize('answer', ['no marker', 'nothing after it ####', '#### \n'])
@@ -95,6 +113,21 @@ def test_rows_that_are_no_problem(row, words):
 def test_a_nested_field_that_is_not_there(prompt):
   row = {'prompt': prompt, 'reward_model': {'ground_truth': 1}}
   assert "no field 'prompt.0.content'" in refused(row, FieldsConfig.named('verl'))
+
+
+@pytest.mark.parametrize('name', ['problem', 'solution', 'answer', 'id', 'hint'])
+def test_half_a_character(name):
+  row = {'problem': 'q', 'solution': 's', 'answer': '1', 'id': 'a', 'hint': 'h'} | {name: 'x\ud800'}
+  message = refused(row, FieldsConfig(id='id', meta=('hint',)))
+  assert f'the field {name!r}' in message and 'holds half a character' in message
+  assert message.encode()
+
+
+def test_names_of_a_row_without_end():
+  row = {}
+  row['a'] = row
+  assert max(name.count('.') for name in fields.names(row)) == 15
+  assert list(fields.names({'\ud800': 1})) == ['\\ud800']
 
 
 def test_names_reach_into_a_row():

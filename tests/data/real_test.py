@@ -27,7 +27,7 @@ def test_gsm8k(data_root):
   every = [*splits.train, *splits.validation, *splits.test]
   assert len({p.id for p in every}) == 7473 + 1319
   assert all(p.answer.strip() and p.solution and p.problem for p in every)
-  assert not any('####' in p.solution or '####' in p.answer for p in every)
+  assert not any('####' in p.solution or '####' in p.answer or ',' in p.answer for p in every)
   first = splits.test[0]
   assert (first.id, first.answer, first.source) == ('test/0', '18', 'gsm8k')
   assert first.solution.endswith('every day at the farmer’s market.')

@@ -85,6 +85,9 @@ def test_several_files_as_one(tmp_path):
     (b'"x"', ['line 2 is a text']),
     (b'3', ['line 2 is a number']),
     (b'null', ['line 2 is null']),
+    (b'true', ['line 2 is true or false']),
+    (b'{"a": ' + b'1' * 5000 + b'}', ['line 2 has an integer of more than 4,300 digits']),
+    (b'{"a": ' + b'[' * 200_000 + b']' * 200_000 + b'}', ['line 2 is nested too deeply']),
     (b'{"a": "\xff"}', ['line 2 is not UTF-8']),
   ],
 )

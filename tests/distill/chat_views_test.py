@@ -101,7 +101,9 @@ def test_a_tokenizer_without_a_template_has_no_conversation():
     views.student_prompt(VIEWS, PROBLEM, make_tokenizer(TokenizerConfig()))
 
 
-@pytest.mark.parametrize('field', ['system', 'student_thinking', 'teacher_thinking'])
-def test_what_only_a_conversation_has(field):
+@pytest.mark.parametrize(
+  ('field', 'value'), [('system', 'x'), ('student_thinking', False), ('teacher_thinking', True)]
+)
+def test_what_only_a_conversation_has(field, value):
   with pytest.raises(ConfigError, match=f'views.{field} is .*views.chat=true'):
-    validate_views(ViewsConfig(**{field: 'x' if field == 'system' else True}))
+    validate_views(ViewsConfig(**{field: value}))

@@ -22,7 +22,7 @@ PROBLEM = Problem(
   solution='s{0}',
   answer='7',
   source='test',
-  meta={'reference': '4 {}', 'hint': '{{h}}'},
+  meta={'reference': '4 {}', 'hint': '{{h}}', '0': 'first'},
 )
 QUICKSTART = recipes.load('quickstart')
 
@@ -36,6 +36,7 @@ QUICKSTART = recipes.load('quickstart')
     ('no field', 'no field'),
     ('', ''),
     ('{{problem}} {answer}', '{problem} 7'),
+    ('{0}, {answer}{{}}', 'first, 7{}'),
   ],
 )
 def test_templates_are_filled_and_braces_in_texts_are_data(template, text):
@@ -54,9 +55,9 @@ def test_any_text_of_a_problem_comes_through_unchanged(text):
   [
     ('{problm}', ["views.teacher is '{problm}'", "problem 'a/1'", "'problm'", "mean 'problem'"]),
     ('{refrence}', ["mean 'reference'"]),
-    ('{xyz}', ['Valid names: answer, hint, problem, reference, solution']),
+    ('{xyz}', ['Valid names: 0, answer, hint, problem, reference, solution']),
     ('{}', ["no text ''"]),
-    ('{0}', ["no text '0'"]),
+    ('{1}', ["no text '1'"]),
     ('{problem.id}', ["mean 'problem'"]),
   ],
 )

@@ -57,6 +57,12 @@ def test_a_file_of_ones_own(tmp_path):
   assert views == ViewsConfig('Q {problem}', 'Q {problem}\nA {solution}', teacher_opening='<think>')
 
 
+def test_a_file_of_ones_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mine.toml').write_text(MINE)
+  assert wording.load('~/mine.toml') == wording.load(str(tmp_path / 'mine.toml'))
+
+
 @pytest.mark.parametrize(
   ('content', 'message'),
   [

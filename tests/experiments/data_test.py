@@ -70,23 +70,33 @@ def test_a_summary(folder):
   assert sorted(p.name for p in folder.iterdir()) == ['test.jsonl', 'train.jsonl']
 
 
+def settings_of(printed):
+  """The config of the settings in the last line, as a shell reads it."""
+  settings = shlex.split(printed.splitlines()[-1])
+  assert all(s.startswith('--set=data.') for s in settings)
+  return configs.override(DataConfig(), [s.removeprefix('--set=data.') for s in settings])
+
+
 def test_what_is_prepared_can_be_used_as_printed(folder, tmp_path):
+  tmp_path = tmp_path / "a folder; it's odd"
   flags = [f'--path={folder}', '--fields=gsm8k', f'--output={tmp_path}']
   (printed, error), (second, refusal), (third, _) = one_by_one(
     [*flags, '--name=sums'], [*flags, '--name=sums'], [*flags, '--name=one', '--splits=test', '--shards=2']
   )
   assert error is None
-  settings = shlex.split(printed.splitlines()[-1])
-  assert all(s.startswith('--set=data.') for s in settings)
-  config = configs.override(DataConfig(), [s.removeprefix('--set=data.') for s in settings])
+  config = settings_of(printed)
   assert config.source == 'tfds'
+  splits = source.load(config)
+  assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [11, 1, 5]
   original = DataConfig(source='files', path=str(folder), fields=FieldsConfig.named('gsm8k'))
   for split in ('train', 'test'):
     assert list(source.open_problems(config, split)) == list(source.open_problems(original, split))
 
   assert 'exists already' in refusal and not second  # refused before anything is read
 
-  assert '--set=data.train=test --set=data.test=none --set=data.test_problems=' in third
+  assert '--set=data.train=test --set=data.test=none --set=data.test_problems=1 ' in third
+  splits = source.load(settings_of(third))
+  assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [3, 1, 1]
   assert len(list(tmp_path.rglob('*.array_record-*-of-00002'))) == 2
 
 
@@ -98,6 +108,9 @@ MISTAKES = [
   (['--path={folder}'], ["line 1 has no field 'problem'", 'data.fields.problem', 'answer, hint, question']),
   (['--path={folder}', '--fields=gsm8k', '--output=x'], ['--name is missing']),
   (['--path={folder}', '--fields=gsm8k', '--output=x', '--name=a/b'], ["'a/b' is no name"]),
+  (['--path={folder}', '--fields=gsm8k', '--name=a'], ['--name=a says how to write', 'add --output=']),
+  (['--path={folder}', '--fields=gsm8k', '--shards=2'], ['--shards=2 says how to write', 'add --output=']),
+  (['--path={folder}', '--fields=gsm8k', '--output=x', '--name=a', '--shards=0'], ['--shards=0 must be']),
   (['--path={folder}', '--fields=gsm8k', '--splits=dev'], ["no split 'dev'", 'test.jsonl, train.jsonl']),
 ]
 

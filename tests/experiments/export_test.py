@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from opsd_jax.experiment import Experiment
 from opsd_jax.models import families, lora, model
 from opsd_jax.models.folder import adapters, read, write
 from opsd_jax.models.spec import ModelSpec, RopeScaling
+from opsd_jax.models.weights import WeightsConfig
 from tests.experiments import tiny
 from tests.models.folder import make
 from tests.models.transformer_test import count_up
@@ -210,6 +212,39 @@ def test_base_that_moved(adapted, base, tmp_path):
     assert done.returncode == 2 and 'which the run began from, is no folder' in done.stderr
   finally:
     moved.rename(base)
+
+
+def test_weights_that_moved_are_merged(base, tmp_path):
+  lost = tmp_path / 'lost'
+  config = lora.LoraConfig(2)
+  experiment = dataclasses.replace(
+    recipes.load('quickstart'), model=SPEC, lora=config, weights=WeightsConfig(str(lost))
+  )
+  experiment = dataclasses.replace(
+    experiment, cold_start=dataclasses.replace(experiment.cold_start, updates=0)
+  )
+  none = lora.init(config, SPEC, jax.random.key(0), make.mesh())  # adapters that change nothing yet
+  found = export.merged('unused', experiment, make.mesh(), none, str(base))
+  jax.tree.map(np.testing.assert_array_equal, found, load(base))
+  with pytest.raises(ConfigError, match='lost'):
+    export.merged('unused', experiment, make.mesh(), none, str(tmp_path))  # without weights
+
+
+def test_adapters_alone_fit_the_base_as_it_is(adapted, base, tmp_path):
+  longer = tmp_path / 'longer'
+  shutil.copytree(base, longer)
+  config = json.loads((base / 'config.json').read_text())
+  (longer / 'config.json').write_text(
+    json.dumps(config | {'rope_scaling': {'type': 'linear', 'factor': 2.0}})
+  )
+  done = call(adapted, tmp_path / 'out', f'--base={longer}')
+  assert done.returncode == 2 and 'rope_scaling' in done.stderr and 'Add --merge_lora' in done.stderr
+
+
+def test_adapters_beside_a_model_that_also_sees(tmp_path):
+  seeing, plain = make.write(tmp_path / 'seeing', 'gemma3'), make.write(tmp_path / 'plain', 'gemma3_text')
+  assert export._prefix(str(seeing)) == 'model.language_model.'
+  assert export._prefix(str(plain)) == export._prefix(None) == 'model.'
 
 
 def test_settings_survive_their_file(tmp_path):

@@ -178,6 +178,10 @@ def test_it_goes_on_where_it_stopped(folder, asked, tmp_path, monkeypatch):
     patched.setattr(generate, '_load', None)  # not even loaded
     code, _, told = call(*flagged, '--samples=2', f'--output={output}')
   assert code == 0 and 'has every completion already' in told
+  lines = output.read_text(encoding='utf-8').splitlines(keepends=True)
+  output.write_text(''.join(reversed(lines)), encoding='utf-8')  # as a kill before the sorting leaves it
+  call(*flagged, '--samples=2', f'--output={output}')
+  assert rows(output) == rows(whole)
 
 
 def rows_but_last(path):
@@ -196,12 +200,18 @@ def test_a_file_of_others_is_refused(folder, asked, tmp_path):
     with pytest.raises(ConfigError, match=message):
       call(*flagged, *more)
   assert output.read_bytes() == before
-  for text, message in (('[1]\n', 'no completion'), ('{\n', 'is not JSON'), ('{}\n', 'no completion')):
+  for text, message in (
+    ('[1]\n', 'no completion'),
+    (_NULL, 'no completion'),
+    ('{\n', 'is not JSON'),
+    ('{}\n', 'no completion'),
+  ):
     output.write_text(text)
     with pytest.raises(ConfigError, match=f'out.jsonl, line 1 .*{message}'):
       call(*flagged, f'--prompts={asked}')
 
 
+_NULL = '{"line": 1, "sample": 0, "input": {}, "settings": null}\n'
 MISTAKES = [
   ((), '--model is missing'),
   (('--model=nowhere', '--prompt=a'), '--model=nowhere is no folder'),
@@ -211,6 +221,9 @@ MISTAKES = [
   (('--model={folder}', '--prompts=nowhere.jsonl'), '--prompts=nowhere.jsonl cannot be read'),
   (('--model={folder}', '--prompt=a b c', '--max_prompt_tokens=2'), '1 has .* tokens, but --max_prompt_tok'),
   (('--model={folder}', '--prompt=', '--raw'), '--prompt number 1 has no tokens'),
+  (('--model={folder}', '--prompt=a', '--raw', '--system=S'), '--raw continues .*leave out --system'),
+  (('--model={folder}', '--prompt=a', '--raw', '--nothinking'), '--raw continues .*leave out --thinking'),
+  (('--model={adapters}', '--prompt=a'), 'adapters .* merge them .* experiments.export --merge_lora'),
   (('--model={folder}', '--prompt=a', '--temperature=-1'), '--temperature is -1.0'),
   (('--model={folder}', '--prompt=a', '--top_k=306'), '--top_k is 306; it must lie in 1..305'),
   (('--model={folder}', '--prompt=a', '--eos_tokens=<end>'), "--eos_tokens has '<end>', which is no token"),
@@ -228,9 +241,12 @@ def test_mistakes_are_named_before_anything_is_loaded(folder, tmp_path, monkeypa
   empty = tmp_path / 'empty'
   empty.mkdir()
   (empty / 'config.json').write_text('{}')
+  adapters = tmp_path / 'adapters'
+  adapters.mkdir()
+  (adapters / 'adapter_config.json').write_text('{}')
   monkeypatch.setattr(generate, '_load', None)
   with pytest.raises(ConfigError, match=message) as caught:
-    call(*(text.format(folder=folder, bare=bare, empty=empty) for text in given))
+    call(*(text.format(folder=folder, bare=bare, empty=empty, adapters=adapters) for text in given))
   assert '\n' not in str(caught.value)
 
 
@@ -284,10 +300,18 @@ def test_how_a_prompt_becomes_ids(tokenizer):
 
 def test_batches_are_of_few_widths():
   lengths = [5, 40, 32, 33, 1, 64, 65]
-  assert list(prompts.batches(lengths, 2)) == [[0, 2], [4], [1, 3], [5], [6]]
+  found = list(prompts.batches(lengths, 2))
+  assert found == [([0, 2], 2), ([4], 2), ([1, 3], 2), ([5], 2), ([6], 1)]
   table = prompts.pad([[7] * 40, [8] * 3], [4, 9], 3)
   assert table.ids.shape == (3, 64) and table.length.tolist() == [40, 3, 40]
   assert table.problem_id.tolist() == [4, 9, 4] and table.ids[1].tolist() == [8] * 3 + [0] * 61
+
+
+def test_long_prompts_go_together_as_memory_allows():
+  lengths = [2048] * 9 + [4096] * 3 + [16384] * 2
+  found = list(prompts.batches(lengths, 8))
+  assert [(len(members), rows) for members, rows in found] == [(8, 8), (1, 8), (2, 2), (1, 2), (1, 1), (1, 1)]
+  assert {rows for _, rows in prompts.batches(lengths, 8, shards=3)} == {9, 3}
 
 
 def test_compiling_is_not_counted_as_sampling(folder, tokenizer):
@@ -310,6 +334,28 @@ def test_rows_are_sorted_at_the_end(tmp_path):
     completions.append(path, [{'line': line} | row])
   completions.sort(path)
   assert rows_but_last(path) == [{'line': 1} | row, {'line': 2} | row]
+
+
+def test_half_a_character_beside_a_prompt_comes_through(tmp_path, capsys):
+  row = {'line': 1, 'sample': 0, 'input': {'prompt': 'é', 'id': '\ud800'}, 'settings': {}}
+  completions.append(tmp_path / 'out.jsonl', [row | {'line': 2}, row])
+  completions.sort(tmp_path / 'out.jsonl')
+  assert rows_but_last(tmp_path / 'out.jsonl') == [row, row | {'line': 2}]
+
+
+def test_a_control_token_without_a_row(tmp_path, tokenizer):
+  """As in Gemma 3 1B, whose tokenizer has one for images."""
+  rows = tokenizer.vocab_size - 1
+  assert rows in tokenizer.control_ids and tokenizer.eos_ids[0] < rows
+  spec = dataclasses.replace(model_folder.SPEC, vocab_size=rows)
+  fewer = model_folder.write_model(tmp_path / 'fewer', spec)
+  assert call(f'--model={fewer}', '--prompt=Ann', '--raw', *SAMPLED)[0] == 0
+  spelled = tokenizer.token_text(rows)
+  with pytest.raises(ConfigError, match=rf'number 1 has token \[{rows}\], but the model reads ids below'):
+    call(f'--model={fewer}', f'--prompt={spelled}', '--raw', '--control_tokens_in_data', *SAMPLED)
+  with pytest.raises(ConfigError, match='not of one model'):
+    none = model_folder.write_model(tmp_path / 'none', dataclasses.replace(spec, vocab_size=290))
+    call(f'--model={none}', '--prompt=Ann', '--raw', *SAMPLED)
 
 
 @pytest.mark.parametrize('text', ['notes', '{"prompt": "a"}', '{"line": 1}\nnotes'])

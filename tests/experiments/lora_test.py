@@ -93,6 +93,13 @@ def test_a_folder_gives_shape_weights_and_tokenizer(setting, tmp_path):
   assert common.model_settings('qwen3-0.6b') == ['model=qwen3-0.6b']
 
 
+def test_a_folder_of_ones_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'model').mkdir()
+  names = ('model', 'weights.path', 'tokenizer.path')
+  assert common.model_settings('~/model') == [f'{name}={tmp_path}/model' for name in names]
+
+
 @pytest.mark.parametrize(('rank', 'dtype'), [(0, 'float32'), (4, 'bfloat16')])
 def test_training_begins_from_the_folder(setting, tmp_path, rank, dtype):
   """Masters are float32; a base that stays as it is has the compute dtype."""

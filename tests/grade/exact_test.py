@@ -63,6 +63,13 @@ def test_verdicts_row_by_row():
   assert graded.correct.dtype == graded.answered.dtype == np.bool_
 
 
+def test_separators_of_thousands_say_nothing():
+  completions = [r'\boxed{1,080}', r'\boxed{1080}', r'\boxed{1,08}', r'\boxed{3,4}', r'\boxed{12,345,678}']
+  answers = ['1080', '1,080', '108', '34', '12345678']
+  graded = exact.grade(completions, answers, GradeConfig('boxed'))
+  assert graded.correct.tolist() == [True, True, False, False, True]
+
+
 def test_no_answer_is_never_right_even_where_nothing_is_expected():
   graded = exact.grade(['=', 'no'], ['', ''])
   assert not graded.correct.any() and not graded.answered.any()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -193,6 +194,10 @@ def test_windows():
   assert read('gemma3_text', _sliding_window_pattern=3).layer_pattern == 'LLG'
 
 
+def test_a_window_that_is_told_twice():
+  assert read('gemma2', sliding_window_size=4) == read('gemma2')
+
+
 def test_scale_of_scores():
   assert read('gemma2', query_pre_attn_scalar=8).query_scale is None
   assert read('gemma2', query_pre_attn_scalar=144).query_scale == 1 / 12
@@ -269,6 +274,15 @@ def test_absent_and_null_are_told_apart():
     ('gemma3', dict(text_config=dict(final_logit_softcapping=3.0)), 'which has no effect there'),
     ('gemma3', dict(tie_word_embeddings=False, text_config=dict(tie_word_embeddings=True)), 'contradicts'),
     ('gemma3', dict(audio_config={'x': 1}), 'audio_config'),
+    ('gemma2', dict(sliding_window_size=8), 'sliding_window_size is 8, but sliding_window is 4'),
+    ('gemma2', dict(layer_types=[['full_attention']] * 3), 'not a list of names'),
+    ('gemma2', dict(layer_types='full_attention'), 'not a list of names'),
+    ('gemma2', dict(query_pre_attn_scalar=0), 'query_pre_attn_scalar is 0, not positive'),
+    ('gemma3_text', dict(rope_parameters={'full_attention': 3}), 'full_attention is 3, not an object'),
+    ('qwen3', dict(num_hidden_layers=math.inf), 'num_hidden_layers is inf, which is not a number'),
+    ('qwen3', dict(rope_theta=math.nan), 'rope_theta is nan, which is not a number'),
+    ('qwen3', dict(architectures='Qwen3ForCausalLM'), "architectures is 'Qwen3ForCausalLM', not a list"),
+    ('qwen3', dict(model_type=['qwen3']), 'not a name'),
   ],
 )
 def test_refused(name, changes, message):

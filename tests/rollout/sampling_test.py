@@ -14,7 +14,7 @@ import scipy.stats
 
 from opsd_jax.config import ConfigError
 from opsd_jax.rollout import sampling
-from opsd_jax.rollout.config import SamplingConfig, validate_sampling
+from opsd_jax.rollout.config import SamplingConfig, drawable, validate_sampling
 
 # Log-probabilities are O(10) and float32 rounds at 6e-8; a dozen roundings stay below this.
 LOG_PROB = dict(atol=1e-5, rtol=1e-6)
@@ -387,3 +387,19 @@ def test_bad_settings_are_refused(changes, message):
 
 def test_good_settings_pass():
   validate_sampling('s', SamplingConfig(temperature=0, top_k=9, top_p=1.0, min_p=0.5), 9)
+
+
+def test_a_cpu_does_not_sort_the_vocabulary_for_a_top_k():
+  """It would if the slice of the k-th value were merged into the top-k: 70 times slower at 152k entries."""
+  logits = jax.ShapeDtypeStruct((2, 4096), jnp.float32)
+  program = jax.jit(lambda x: sampling.truncate(x, SamplingConfig(top_k=20, top_p=0.95))).lower(logits)
+  text = program.compile().as_text()
+  assert 'TopK' in text and ' sort(' not in text
+  plain = jax.jit(lambda x: sampling.truncate(x, SamplingConfig(top_p=0.95))).lower(logits)
+  assert ' sort(' in plain.compile().as_text(), 'a sort would be seen'
+
+
+def test_ids_without_a_row_are_control_tokens():
+  assert drawable(9, 12, ()) == 9 and drawable(9, 8, {8}) == 8
+  with pytest.raises(ConfigError, match=r'vocab_size is 7, but the tokenizer has 9 ids, of which \[7\]'):
+    drawable(9, 7, {8})

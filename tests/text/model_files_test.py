@@ -229,6 +229,35 @@ def test_settings_of_another_model(tmp_path):
   refused(tmp_path, "gives '<tool>' the id 9999, but .* not of one model")
 
 
+@pytest.mark.parametrize(
+  ('listed', 'message'),
+  [
+    ([], r'is \[\], not tokens by id'),
+    ([{'content': 'x'}], 'is .*, not tokens by id'),
+    ('x' * 999, 'is .{64}, not tokens by id'),
+    ({'one': {'content': 'x'}}, "has the id 'one', which is no number"),
+    ({'7': {'special': True}}, '7 is .*, which has no text `content`'),
+    ({'7': {'content': 7}}, '7 is .*, which has no text `content`'),
+    ({'7': 'x'}, "7 is 'x', which has no text `content`"),
+    ({'7': {'content': 'x', 'special': 'no'}}, "7.special is 'no'; it must be true or false"),
+    ({'7': {'content': 'x', 'lstrip': None}}, '7.lstrip is None; it must be true or false'),
+  ],
+)
+def test_malformed_tokens_of_the_settings(tmp_path, listed, message):
+  subwords = small.write_subwords(tmp_path / 'subwords', added_tokens_decoder=listed)
+  pieces = small.write_pieces(tmp_path / 'pieces', {'added_tokens_decoder': listed})
+  for folder in (subwords, pieces):
+    refused(folder, f'{folder}/tokenizer_config.json: added_tokens_decoder.*{message}')
+
+
+def test_paths_of_ones_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  small.write_subwords(tmp_path / 'model')
+  (tmp_path / 'own.jinja').write_text('own')
+  assert make('~/model', chat_template='~/own.jinja').chat([]) == 'own'
+  assert make('~/model/tokenizer.json').eos_ids == (END,)
+
+
 def test_nothing_ends_a_completion(tmp_path):
   folder = small.write_subwords(tmp_path, eos_token=None)
   refused(folder, 'nothing beside .* says which token ends a completion.*tokenizer.eos_tokens')

@@ -22,15 +22,23 @@ _HARMLESS = (
 _STARTS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
 
 
-def describe(config: LoraConfig, base: str) -> dict[str, Any]:
-  """The content of the file; `base` is the name or folder of the model that the adapters belong to."""
+def describe(config: LoraConfig, base: str, inside: bool = False) -> dict[str, Any]:
+  """The content of the file.
+
+  Args:
+    config: of the adapters.
+    base: name or folder of the model that they belong to.
+    inside: whether its decoder is a part of a larger model. Names alone would then give adapters to
+      the other parts as well.
+  """
+  modules = [PROJECTIONS[name].module for name in lora.projections(config)]
   return {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': base,
     'r': config.rank,
     'lora_alpha': lora.scale(config) * config.rank,
-    'target_modules': [PROJECTIONS[name].module for name in lora.projections(config)],
+    'target_modules': rf'.*language_model.*\.({"|".join(modules)})' if inside else modules,
     'bias': 'none',
     'fan_in_fan_out': False,
     'inference_mode': True,

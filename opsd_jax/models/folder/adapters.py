@@ -24,6 +24,7 @@ from opsd_jax.models.lora import PROJECTIONS, Adapters, LoraConfig
 from opsd_jax.models.spec import ModelSpec
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
+WHOLE, PART = 'model.', 'model.language_model.'  # where transformers has the decoder, alone and as a part
 _MODULES = {'attention': 'self_attn', 'mlp': 'mlp'}
 _PROJECTION = {(_MODULES[p.group], p.module): name for name, p in PROJECTIONS.items()}
 _NAME = re.compile(
@@ -33,7 +34,7 @@ _NAME = re.compile(
 
 
 def save(
-  folder: str | os.PathLike, config: LoraConfig, adapters: Adapters, *, base: str = '', prefix: str = 'model.'
+  folder: str | os.PathLike, config: LoraConfig, adapters: Adapters, *, base: str = '', prefix: str = WHOLE
 ) -> None:
   """Writes adapters as PEFT reads them; until they are complete the folder is not there.
 
@@ -63,7 +64,7 @@ def save(
   named = {f'base_model.model.{prefix}{name}': tensor for name, tensor in _tensors(held)}
   heads = {name: (tensors.kind_of(t.dtype), t.shape, t.nbytes) for name, t in named.items()}
   tensors.write_file(os.fspath(beside / TENSORS), heads, named.values())
-  files.write_json(beside / CONFIG, adapter_settings.describe(config, base))
+  files.write_json(beside / CONFIG, adapter_settings.describe(config, base, prefix != WHOLE))
   os.replace(beside, folder)
 
 

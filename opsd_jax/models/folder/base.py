@@ -16,6 +16,8 @@ COPIED = ('*.json', '*.jinja', '*.model', '*.tiktoken', 'merges.txt', 'vocab.txt
 COPIED += ('LICENSE*', 'NOTICE*', 'USE_POLICY*')
 _LEFT = ('config.json', '*.index.json', 'adapter_*', 'trainer_state.json', 'training_args*')
 _TEMPLATES = 'chat_templates'
+# Every spelling of the rotary positions.
+_POSITIONS = ('rope_scaling', 'rope_parameters', 'rope_theta', 'rope_local_base_freq')
 
 
 def check(
@@ -29,13 +31,13 @@ def check(
   if base is None:
     return None
   config = families.read_json(base)
-  wrong = families.contradictions(families.read(base), spec)
+  wrong = families.contradictions(families.read(base), spec, allowed=('rope_scaling',))
   require(
     not wrong,
     f'the base {base} is another model than the one to save (in its config.json -> here): '
     f'{"; ".join(wrong)}. Name the folder that training began from, or none.',
   )
-  if any(os.path.isfile(os.path.join(base, name)) for name in (inventory.INDEX, inventory.SINGLE)):
+  if inventory.has_weights(base):
     return inventory.plan(base, spec, shapes)
   require(
     not families.is_multimodal(config),
@@ -55,10 +57,11 @@ def copy(base: str | os.PathLike | None, folder: str, spec: ModelSpec, dtype: st
   if os.path.isdir(os.path.join(base, _TEMPLATES)):
     shutil.copytree(os.path.join(base, _TEMPLATES), os.path.join(folder, _TEMPLATES))
   config = families.read_json(base)
-  if _with_dtype(config, dtype) == config:
+  changed = _with_positions(_with_dtype(config, dtype), spec)
+  if changed == config:
     shutil.copyfile(os.path.join(base, 'config.json'), os.path.join(folder, 'config.json'))
   else:
-    _write(folder, _with_dtype(config, dtype))
+    _write(folder, changed)
 
 
 def _wanted(name: str) -> bool:
@@ -73,6 +76,23 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
   for part, value in config.items():
     if isinstance(value, dict) and part.endswith('_config'):
       changed[part] = value | {n: dtype for n in ('dtype', 'torch_dtype') if n in value}
+  return changed
+
+
+def _with_positions(config: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+  """The same config with the rotary positions of `spec`, where those are others."""
+  if families.from_config(config).rope_scaling == spec.rope_scaling:
+    return config
+  inside = families.is_multimodal(config)
+  decoder = config['text_config'] if inside else config
+  decoder = {k: v for k, v in decoder.items() if k not in _POSITIONS} | describe.positions(spec)
+  changed = config | {'text_config': decoder} if inside else decoder
+  wrong = families.contradictions(families.from_config(changed), spec)
+  require(
+    not wrong,
+    f'model.rope_scaling is {spec.rope_scaling}, which the config.json of the base cannot tell (in it -> '
+    f'here): {"; ".join(wrong)}. Export without a base.',
+  )
   return changed
 
 

@@ -18,7 +18,7 @@ def to_config(spec: ModelSpec, dtype: str = 'float32', longest: int = 32768) -> 
   Raises:
     ConfigError: no family computes this combination; the message names what does not fit.
   """
-  family = next(f for f in families.FAMILIES if f.model_type == _type_of(spec))
+  family = _family(spec)
   config = {
     'architectures': [family.architecture],
     'model_type': family.model_type,
@@ -34,7 +34,7 @@ def to_config(spec: ModelSpec, dtype: str = 'float32', longest: int = 32768) -> 
     'max_position_embeddings': longest,
     'torch_dtype': dtype,
     **{k: v for k, v in family.fixed.items() if k != 'use_mrope'},
-    **rope_fields.write(spec, 'rope_local_theta' in family.defaults),
+    **positions(spec),
     **_windows(spec, family),
     **(_gemma(spec) if family.model_type.startswith('gemma') else {}),
   }
@@ -45,6 +45,15 @@ def to_config(spec: ModelSpec, dtype: str = 'float32', longest: int = 32768) -> 
     f'{"; ".join(wrong)}.',
   )
   return config
+
+
+def positions(spec: ModelSpec) -> dict[str, Any]:
+  """The rotary fields of the decoder's config.json."""
+  return rope_fields.write(spec, 'rope_local_theta' in _family(spec).defaults)
+
+
+def _family(spec: ModelSpec) -> families.Family:
+  return next(f for f in families.FAMILIES if f.model_type == _type_of(spec))
 
 
 def _gemma(spec: ModelSpec) -> dict[str, Any]:

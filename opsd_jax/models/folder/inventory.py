@@ -1,7 +1,10 @@
 """What a folder holds, checked against what a model needs, before anything big is read."""
 
 import dataclasses
+import math
 import os
+
+import numpy as np
 
 from opsd_jax.config import ConfigError, require
 from opsd_jax.models import families
@@ -12,6 +15,7 @@ from opsd_jax.models.spec import ModelSpec
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
+_COMPARED = 64 * 2**20  # bytes of two tensors that are held at a time, as float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Plan:
   prefix: str
   leaves: list[tuple[Entry, list[Stored]]]
   other: list[Stored]
+
+
+def has_weights(folder: str | os.PathLike) -> bool:
+  """Whether a folder has weights in the format that we read."""
+  return any(os.path.isfile(os.path.join(folder, name)) for name in (INDEX, SINGLE))
 
 
 def stored(folder: str | os.PathLike) -> dict[str, Stored]:
@@ -93,6 +102,8 @@ def plan(folder: str | os.PathLike, spec: ModelSpec, shapes: dict[tuple[str, ...
     leaves.append((entry, [found.pop(name) for name in wanted]))
     for tensor in leaves[-1][1]:
       _require_fit(tensor, entry.file_shape(shapes[entry.path][1 if entry.stacked else 0 :]))
+  if spec.tie_embeddings and names.PREFIXES[prefix] in found:
+    _require_same(found[names.PREFIXES[prefix]], leaves[0][1][0])
   other = _other(found, prefix)
   surplus = sorted(found.keys() - {t.name for t in other} - _redundant(found, spec, prefix))
   require(
@@ -128,6 +139,21 @@ def _require_fit(tensor: Stored, shape: tuple[int, ...]) -> None:
     f'{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, expected {shape}; check config.json.',
   )
   tensor.view()
+
+
+def _require_same(head: Stored, embedding: Stored) -> None:
+  """Refuses a head of its own beside a config that ties it; both are compared a few rows at a time."""
+  ours, theirs = embedding.view(), head.view()
+  rows = max(1, _COMPARED // (4 * max(1, math.prod(ours.shape[1:]))))
+  same = ours.shape == theirs.shape and all(
+    np.array_equal(ours[i : i + rows].astype(np.float32), theirs[i : i + rows].astype(np.float32))
+    for i in range(0, len(ours), rows)
+  )
+  require(
+    same,
+    f'{head.path}: tensor {head.name} is not {embedding.name}, although config.json ties the two '
+    '(tie_word_embeddings is true, or left out); set it to false, or remove the tensor.',
+  )
 
 
 def _other(found: dict[str, Stored], prefix: str) -> list[Stored]:

@@ -54,8 +54,8 @@ def save(
     spec: of the model.
     params: parameter tree.
     base: folder of the model that this one was trained from. Its config.json and the files of its
-      tokenizer are copied unchanged, but for the dtype; parts of it that are no decoder are carried
-      over. None: config.json is written from `spec`, and there is no tokenizer.
+      tokenizer are copied unchanged, but for the dtype and another `rope_scaling`; parts of it that
+      are no decoder are carried over. None: config.json is written from `spec`, and there is no tokenizer.
     dtype: `float32` or `bfloat16`; none for that of the embedding.
     max_shard_bytes: of a file, unless one tensor is larger.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -105,6 +106,9 @@ def test_the_decoder_of_a_model_that_also_sees(tmp_path, prefix):
   lib.save(tmp_path / 'x', CONFIG, make_adapters(), prefix=prefix)
   assert all(name.startswith(f'base_model.model.{prefix}layers.') for name in tensors_of(tmp_path / 'x'))
   jax.tree.map(np.testing.assert_array_equal, load(tmp_path / 'x')[1], make_adapters())
+  targets = re.compile(settings_of(tmp_path / 'x')['target_modules'])  # PEFT asks for a full match
+  assert targets.fullmatch(f'{prefix}layers.0.self_attn.q_proj')
+  assert not targets.fullmatch('model.vision_tower.encoder.layers.0.self_attn.q_proj')
 
 
 # What is refused.

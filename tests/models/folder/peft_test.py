@@ -4,6 +4,7 @@ See tests/models/transformers_test.py for why, and for which Python it runs unde
 """
 
 import functools
+import json
 import os
 import pathlib
 import subprocess
@@ -19,6 +20,7 @@ from opsd_jax.models.folder import read
 from opsd_jax.models.folder import write as folders
 from opsd_jax.models.lora import LoraConfig
 from tests.models.folder import make
+from tests.models.folder.reference_test import SEES
 from tests.models.transformer_test import count_up, quick_jit
 from tests.models.transformers_test import reference_python
 
@@ -99,19 +101,24 @@ def gentle(name):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> pathlib.Path:
   """Folders of every model: its base and adapters of both sides; and logits of PEFT."""
-  python, folder = reference_python(), tmp_path_factory.mktemp('peft')
+  reference_python()  # or nothing has to be made
+  folder = tmp_path_factory.mktemp('peft')
   for name in NAMES:
     make.write(folder / name / 'base', name, gentle(name))
     lib.save(folder / name / 'ours', CONFIG, ours(name), base=str(folder / name / 'base'))
     merged = lora.merge(base(folder, name), ours(name), lora.scale(CONFIG))
     folders.save(folder / name / 'merged', make.spec(name), merged, folder / name / 'base')
   np.save(folder / 'tokens.npy', TOKENS)
-  (folder / 'program.py').write_text(PROGRAM)
+  _call(folder, PROGRAM, *NAMES)
+  return folder
+
+
+def _call(folder: pathlib.Path, program: str, *names: str) -> None:
+  (folder / 'program.py').write_text(program)
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'HF_HUB_OFFLINE': '1'}
-  command = [python, 'program.py', *NAMES]
+  command = [reference_python(), 'program.py', *names]
   done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=300)
   assert done.returncode == 0, done.stderr
-  return folder
 
 
 @pytest.fixture(scope='module')
@@ -172,3 +179,56 @@ def test_training_goes_on_in_peft_and_here_again(folder, reference, name):
   assert lora.scale(config) == lora.scale(CONFIG) and config.targets == CONFIG.targets
   np.testing.assert_allclose(logits(name, student), reference[f'{name}/resumed'], **SAME)
   assert np.abs(reference[f'{name}/resumed'] - reference[f'{name}/ours']).max() > 0.01
+
+
+SEEING = """
+import json
+import numpy as np
+import peft
+import torch
+import transformers
+
+config = transformers.Gemma3Config(**json.load(open('config.json')))
+torch.manual_seed(0)
+transformers.Gemma3ForConditionalGeneration(config).save_pretrained('base')
+tokens, out = torch.tensor(np.load('tokens.npy')), {}
+
+def base():
+  return transformers.AutoModelForCausalLM.from_pretrained(
+    'base', dtype=torch.float32, attn_implementation='eager')
+
+def logits(net):
+  with torch.no_grad():
+    return net.eval()(tokens).logits.numpy()
+
+out['base'] = logits(base())
+out['ours'] = logits(peft.PeftModel.from_pretrained(base(), 'ours'))
+target = peft.PeftConfig.from_pretrained('ours').target_modules
+net = peft.get_peft_model(base(), peft.LoraConfig(task_type='CAUSAL_LM', r=4, target_modules=target))
+with torch.no_grad():
+  for key, weights in net.named_parameters():
+    if 'lora_' in key:
+      weights.normal_(0.0, 0.2)
+net.save_pretrained('theirs')
+out['theirs'] = logits(net)
+np.savez('out.npz', **out)
+"""
+
+
+def test_beside_a_model_that_also_sees(tmp_path):
+  spec = families.from_config({'model_type': 'gemma3'} | SEES)
+  shapes, rng = lora.abstract(CONFIG, spec, make.mesh()), np.random.default_rng(1)
+  ours = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), shapes)
+  lib.save(tmp_path / 'ours', CONFIG, ours, base='base', prefix=lib.PART)
+  tokens = jnp.asarray(TOKENS % 37, jnp.int32)  # the last ids stand for images
+  np.save(tmp_path / 'tokens.npy', TOKENS % 37)
+  (tmp_path / 'config.json').write_text(json.dumps(SEES))
+  _call(tmp_path, SEEING)
+  wanted = dict(np.load(tmp_path / 'out.npz'))
+  assert np.abs(wanted['ours'] - wanted['base']).max() > 0.01, 'PEFT found no place for ours'
+  params = read.load(tmp_path / 'base', spec, make.mesh())
+  for name in ('ours', 'theirs'):
+    config, found = lib.load(tmp_path / name, spec, make.mesh())
+    student = lora.complete(config, params, found)
+    hidden, _ = model.apply(spec, student, tokens, count_up(tokens), keep_kv=False)
+    np.testing.assert_allclose(hidden @ model.head(spec, student).T, wanted[name], **SAME)

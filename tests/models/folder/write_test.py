@@ -12,6 +12,7 @@ import pytest
 from opsd_jax.config import ConfigError
 from opsd_jax.models import families
 from opsd_jax.models.folder import inventory, read, tensors, write
+from opsd_jax.models.spec import RopeScaling
 from tests.models.folder import make
 
 
@@ -123,6 +124,31 @@ def test_dtype_of_inner_configs(tmp_path):
   write.save(tmp_path / 'saved', spec, read.load(base, spec, make.mesh()), base)
   config = json.loads((tmp_path / 'saved' / 'config.json').read_text())
   assert config['dtype'] == config['text_config']['dtype'] == 'float32'
+
+
+YARN = RopeScaling('yarn', 4.0, 32, attention_factor=1.25)
+
+
+@pytest.mark.parametrize('name', ['qwen3', 'gemma3_text', 'gemma3'])
+@pytest.mark.parametrize('newer', [False, True])
+def test_positions_of_a_run_that_stretched_them(tmp_path, name, newer):
+  plain = {'rope_type': 'default', 'rope_theta': 5e5}
+  if newer:
+    local = {'rope_type': 'default', 'rope_theta': 1e4}
+    by_layer = {'full_attention': plain, 'sliding_attention': local}
+    rope = {'rope_parameters': plain if name == 'qwen3' else by_layer}
+  else:
+    rope = {'rope_theta': 5e5}
+  inner = make.CONFIGS[name].get('text_config', {}) | rope
+  base = make.write(tmp_path / 'base', name, **({'text_config': inner} if name == 'gemma3' else rope))
+  spec = dataclasses.replace(families.read(base), rope_scaling=YARN)
+  write.save(tmp_path / 'saved', spec, read.load(base, spec, make.mesh()), base)
+  assert families.read(tmp_path / 'saved') == spec
+  same(make.read_all(tmp_path / 'saved'), make.read_all(base))
+  # And back to what the base of that one is without.
+  back = dataclasses.replace(spec, rope_scaling=RopeScaling())
+  write.save(tmp_path / 'back', back, read.load(base, back, make.mesh()), tmp_path / 'saved')
+  assert families.read(tmp_path / 'back') == back == families.read(base)
 
 
 def test_parts_that_are_no_decoder_are_carried_over(tmp_path):
