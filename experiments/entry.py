@@ -15,7 +15,8 @@ from opsd_jax.train.loop import TrainingStopped
 def run(main: Callable[[], int | None], documentation: str | None, words: str = 'see --help') -> None:
   """Runs `main`: `--help` shows the documentation, and an expected error is one clear line.
 
-  `words` is the advice for a word that is no flag. Ends with code 2 for a setting that cannot work, 1 for a run that had to stop, else with `main`'s.
+  `words` is the advice for a word that is no flag. Ends with code 2 for a setting that cannot work, 1 for
+  a run that had to stop, else with `main`'s.
   """
   sys.modules['__main__'].__doc__ = documentation
 

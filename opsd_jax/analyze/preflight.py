@@ -158,7 +158,8 @@ def _thinking_warnings(config: ViewsConfig, tokenizer: Tokenizer) -> list[str]:
     return []
   return [
     'no switch: views.student_thinking and views.teacher_thinking differ, but the chat template does not '
-    'read enable_thinking, so that both views begin alike; set views.student_opening and views.teacher_opening.'
+    'read enable_thinking, so that both views begin alike; set views.student_opening and '
+    'views.teacher_opening.'
   ]
 
 
