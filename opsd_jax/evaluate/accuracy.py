@@ -31,6 +31,11 @@ class Exam:
   tokenizer: Tokenizer
   grade: GradeConfig = GradeConfig()
 
+  @property
+  def valid_vocab(self) -> int:
+    """Ids that can be drawn: the tokenizer's, as far as the model has rows for them."""
+    return min(self.spec.vocab_size, self.tokenizer.vocab_size)
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
@@ -99,7 +104,7 @@ def answer_problems(
         eos_ids=exam.tokenizer.eos_ids,
         per_question=samples,
         seed=seed,
-        valid_vocab=min(exam.spec.vocab_size, exam.tokenizer.vocab_size),
+        valid_vocab=exam.valid_vocab,
       )
     )
     answers = [problems[r].answer for r in np.repeat(rows, samples)]

@@ -64,7 +64,7 @@ def _make_update(setup: Setup, optimizer: optax.GradientTransformation, shape: s
   compiled = step.make_supervised_step(
     setup.spec,
     optimizer,
-    valid_vocab=min(setup.spec.vocab_size, setup.tokenizer.vocab_size),
+    valid_vocab=setup.exam.valid_vocab,
     chunk_tokens=setup.objective.chunk_tokens,
     layout=state.shardings(shape),
   )

@@ -68,7 +68,7 @@ def _make_update(
   shape: state.TrainState,
   folder: str,
 ):
-  spec, vocab = setup.spec, min(setup.spec.vocab_size, setup.tokenizer.vocab_size)
+  spec, vocab = setup.spec, setup.exam.valid_vocab
   score = jax.jit(scoring.score_teacher, static_argnums=0)
   compiled = step.make_distill_step(
     spec,
@@ -129,7 +129,7 @@ def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int) 
     seed=setup.seed,
     step=number,
     loss_temperature=setup.objective.student_temperature,
-    valid_vocab=min(setup.spec.vocab_size, setup.tokenizer.vocab_size),
+    valid_vocab=setup.exam.valid_vocab,
   )
   sampled = meshes.host(rollout)
   width = bucket(int(sampled.length.max()), config.buckets, config.sampling.max_tokens)
