@@ -79,3 +79,12 @@ def _floating(name: str, array: jax.Array) -> None:
     jnp.issubdtype(array.dtype, jnp.floating),
     f'{name} has dtype {array.dtype}; pass a floating type such as bfloat16 or float32.',
   )
+
+
+def like_targets(name: str, array: jax.Array, targets: jax.Array) -> None:
+  """Raises `ValueError` unless `array` is floating with the [B, T] of `targets`."""
+  _floating(name, array)
+  require(
+    array.shape == targets.shape,
+    f'{name} has shape {array.shape}, targets {targets.shape}; pass one number per position.',
+  )

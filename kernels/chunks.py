@@ -6,6 +6,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+Carry = TypeVar('Carry')
 Tree = TypeVar('Tree')
 
 
@@ -25,13 +26,30 @@ def map_time(body: Callable[..., Tree], arrays: Sequence[jax.Array], chunk_token
   Returns:
     The tree of arrays [B, T, ...].
   """
+  # The loop already keeps the recomputation apart from the forward pass; a barrier only costs time.
+  step = jax.checkpoint(lambda _, *chunk: (None, body(*chunk)), prevent_cse=False)
+  return fold_time(step, None, arrays, chunk_tokens)[1]
+
+
+def fold_time(
+  body: Callable[..., tuple[Carry, Tree]], carry: Carry, arrays: Sequence[jax.Array], chunk_tokens: int
+) -> tuple[Carry, Tree]:
+  """`carry, tree = body(carry, *arrays)` over the same chunks; no recomputation of its own.
+
+  Args:
+    body: as in `map_time`, with a carry that padded positions, whose arrays are 0, must leave alone.
+    carry: given to the first chunk.
+    arrays: [B, T, ...] each.
+    chunk_tokens: tokens in a chunk, over the whole batch.
+
+  Returns:
+    The last carry, and the tree of arrays [B, T, ...].
+  """
   batch, time = arrays[0].shape[:2]
   size = chunk_size(batch, time, chunk_tokens)
   chunks = [_split(array, size) for array in arrays]
-  # The loop already keeps the recomputation apart from the forward pass; a barrier only costs time.
-  step = jax.checkpoint(lambda _, chunk: (None, body(*chunk)), prevent_cse=False)
-  _, results = jax.lax.scan(step, None, chunks)
-  return jax.tree.map(lambda result: _join(result, time), results)
+  carry, results = jax.lax.scan(lambda carry, chunk: body(carry, *chunk), carry, chunks)
+  return carry, jax.tree.map(lambda result: _join(result, time), results)
 
 
 def chunk_size(batch: int, time: int, chunk_tokens: int) -> int:

@@ -1,18 +1,46 @@
 """Entry point of the divergence between two output layers; picks an implementation by name."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 
 from kernels import checks
 from kernels.linear_divergence import chunked, reference, sharded, tpu
-from kernels.linear_divergence.spec import Divergence, DivergenceSpec
+from kernels.linear_divergence.spec import MODES, Divergence, DivergenceSpec, Mode
 
-__all__ = ['Divergence', 'DivergenceSpec', 'IMPLEMENTATIONS', 'choose', 'linear_divergence']
+__all__ = [
+  'Choice',
+  'Divergence',
+  'DivergenceSpec',
+  'IMPLEMENTATIONS',
+  'choose',
+  'explain',
+  'linear_divergence',
+]
 
 IMPLEMENTATIONS = {
   'reference': reference.linear_divergence,
   'chunked': chunked.linear_divergence,
   'tpu': tpu.linear_divergence,
 }
+# What None stands for: the first that supports a call.
+_PREFERRED = ('tpu', 'chunked')
+# What the TPU kernels have been told of; a new kind or support is theirs once it is here.
+_TPU_KINDS = ('forward_kl', 'reverse_kl', 'jsd')
+_TPU_SUPPORTS = ('full', 'teacher_topk', 'student_topk')
+
+
+class Choice(NamedTuple):
+  """Whether an implementation can serve a call.
+
+  Attributes:
+    name: of the implementation.
+    lacks: what it has not, and what to ask for instead; None where it serves.
+  """
+
+  name: str
+  lacks: str | None
 
 
 def linear_divergence(
@@ -24,14 +52,19 @@ def linear_divergence(
   spec: DivergenceSpec,
   *,
   chunk_tokens: int = 1024,
-  implementation: str | None = None,
+  mode: Mode = 'memory',
+  weights: jax.Array | None = None,
+  statistics: bool = True,
+  implementation: str | Sequence[str] | None = None,
   batch_axes: tuple[str, ...] = (),
+  vocab_axes: tuple[str, ...] = (),
 ) -> Divergence:
   """Divergence between the distributions that two heads make of two hidden states.
 
-  Gradients flow from `loss` alone, to `student_hidden` and `student_head` alone. A head may be a
-  float32 master while the hidden states are bfloat16: it is used in the type of the hidden states,
-  its gradient is summed in its own.
+  Gradients flow from `loss` alone, to `student_hidden` and `student_head` alone, and nothing is
+  computed for one that nobody asks for: a frozen head costs less. A head may be a float32 master
+  while the hidden states are bfloat16: it is used in the type of the hidden states, its gradient is
+  summed in its own.
 
   Args:
     student_hidden: [B, T, D].
@@ -40,11 +73,21 @@ def linear_divergence(
     teacher_head: [V, Dt], or None for the student's head without gradient (a live teacher).
     targets: [B, T] integer ids in 0..valid_vocab - 1, also where the caller masks the position.
     spec: what to compare.
-    chunk_tokens: positions, over the whole batch, whose logits are held at once; `tpu` ignores it.
-    implementation: a key of `IMPLEMENTATIONS`, or None for what `choose` gives.
+    chunk_tokens: logits held at once, in positions over the whole batch: `chunk_tokens`·V numbers of
+      each model at most, or those of 128 entries or one time step. `chunked` alone needs to know.
+    mode: of `chunked`. `memory` computes logits again for the gradients and holds less than
+      `chunk_tokens` allows; `speed` holds that many and makes the gradients at once.
+    weights: [B, T], what the losses will be multiplied by, up to one factor: with `speed` the head's
+      gradient is then made at once too. It is right with any weights, or none, and slower.
+    statistics: False leaves out all results that the loss does not need: they are None.
+    implementation: a key of `IMPLEMENTATIONS`, several in order of preference, of which the first that
+      supports the call is taken, or None for ('tpu', 'chunked').
     batch_axes: axes of the current mesh (`jax.set_mesh`, Auto axes) that the batch is laid out over.
       `tpu`, which XLA cannot partition, splits B over them where they divide it, T over the others,
       and takes whole heads; the other implementations ignore it.
+    vocab_axes: axes of the current mesh that the heads' rows are laid out over. `chunked` in `memory`
+      keeps them there where they divide V: devices exchange numbers per position, and the hidden
+      states' gradient. The others leave it to XLA.
 
   Returns:
     Results [B, T], float32 (float64 for float64 inputs).
@@ -54,17 +97,25 @@ def linear_divergence(
   """
   teacher_head = student_head if teacher_head is None else teacher_head
   arrays = (student_hidden, student_head, teacher_hidden, teacher_head)
-  name = choose(spec, *arrays)[0] if implementation is None else implementation
-  checks.choice('implementation', name, IMPLEMENTATIONS)
+  names = _names(implementation)
+  checks.choice('mode', mode, MODES)
   checks.chunk_tokens(chunk_tokens)
   _check_shapes(*arrays, targets)
+  if weights is not None:
+    checks.like_targets('weights', weights, targets)
   reference.validate(spec, student_head.shape[0])
+  name = _first(names, spec, arrays, asked=implementation is not None)
   call = IMPLEMENTATIONS[name]
-  if name != 'tpu':
-    return call(*arrays, targets, spec, chunk_tokens=chunk_tokens)
-  reason = tpu.unsupported(spec, *arrays)
-  checks.require(reason is None, f"implementation is 'tpu', which lacks {reason}, or use 'chunked'.")
-  return sharded.over_rows(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, batch_axes=batch_axes)
+  if name == 'tpu':
+    result = sharded.over_rows(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, batch_axes=batch_axes)
+  elif name == 'reference':
+    result = call(*arrays, targets, spec, chunk_tokens=chunk_tokens)
+  else:
+    settings = dict(chunk_tokens=chunk_tokens, mode=mode, weights=weights, statistics=statistics)
+    result = call(*arrays, targets, spec, **settings, vocab_axes=vocab_axes)
+  if statistics:
+    return result
+  return Divergence(result.loss, result.clip_fraction, clip_fallback=result.clip_fallback)
 
 
 def choose(spec: DivergenceSpec, *arrays: jax.Array) -> tuple[str, str]:
@@ -74,13 +125,65 @@ def choose(spec: DivergenceSpec, *arrays: jax.Array) -> tuple[str, str]:
     spec: what to compare.
     *arrays: hidden states and heads, as far as they are known; shapes and types suffice.
   """
+  choices = explain(spec, *arrays)
+  for choice in choices:
+    if choice.lacks is None:
+      break
+  passed = [f'{c.name} lacks {c.lacks}' for c in choices[: choices.index(choice)]]
+  why = '; '.join(passed) if passed else 'nothing that is asked for is missing'
+  return choice.name, why
+
+
+def explain(
+  spec: DivergenceSpec, *arrays: jax.Array, implementation: str | Sequence[str] | None = None
+) -> tuple[Choice, ...]:
+  """What each implementation lacks for a call, in order of preference.
+
+  Args:
+    spec: what to compare.
+    *arrays: hidden states and heads, as far as they are known; shapes and types suffice.
+    implementation: as of `linear_divergence`.
+  """
+  names = _names(implementation)
+  # A name that is asked for alone is meant wherever it can run, under an interpreter for example.
+  here = implementation is None or len(names) > 1
+  return tuple(Choice(name, _lacks(name, spec, arrays, here)) for name in names)
+
+
+def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
+  if implementation is None:
+    return _PREFERRED
+  names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+  checks.require(bool(names), 'implementation is empty; name at least one, or pass None.')
+  for name in names:
+    checks.choice('implementation', name, IMPLEMENTATIONS)
+  return names
+
+
+def _lacks(name: str, spec: DivergenceSpec, arrays: Sequence[jax.Array], here: bool) -> str | None:
+  """What an implementation has not of what a call needs, and, if it must run `here`, this backend."""
+  if name != 'tpu':
+    return None
   backend = jax.default_backend()
-  if backend != 'tpu':
-    return 'chunked', f'the backend is {backend}, and the fused kernels are for tpu'
-  reason = tpu.unsupported(spec, *arrays)
-  if reason is not None:
-    return 'chunked', f'the fused kernels lack {reason}'
-  return 'tpu', 'the backend is tpu, and the fused kernels have all that is asked for'
+  if here and backend != 'tpu':
+    return f'this machine: the backend is {backend}, and the fused kernels are for tpu'
+  if spec.kind not in _TPU_KINDS:
+    return f'kind {spec.kind!r}; use {", ".join(_TPU_KINDS)}'
+  if spec.support not in _TPU_SUPPORTS:
+    return f'support {spec.support!r}; use {", ".join(_TPU_SUPPORTS)}'
+  return tpu.unsupported(spec, *arrays)
+
+
+def _first(names: Sequence[str], spec: DivergenceSpec, arrays: Sequence[jax.Array], asked: bool) -> str:
+  """The first of `names` that supports a call."""
+  choices = explain(spec, *arrays, implementation=names if asked else None)
+  for choice in choices:
+    if choice.lacks is None:
+      return choice.name
+  reasons = ' '.join(
+    f"implementation is {c.name!r}, which lacks {c.lacks}, or use 'chunked'." for c in choices
+  )
+  raise ValueError(reasons)
 
 
 def _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, targets) -> None:

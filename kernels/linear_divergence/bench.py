@@ -1,6 +1,7 @@
 """Time and memory of one gradient step: every implementation against whole logits, in one process.
 
-Run with `python -m kernels.linear_divergence.bench`.
+Run with `python -m kernels.linear_divergence.bench`. A variant is the name of an implementation; with a
+mode after a colon, `chunked:speed`; with a star, its gradient to the hidden states alone (a frozen head).
 """
 
 import argparse
@@ -20,9 +21,12 @@ Record = dict[str, Any]
 
 SPECS = {
   'forward_kl clipped': DivergenceSpec(entry_clip_max=0.05),
+  'forward_kl': DivergenceSpec(),
   'jsd': DivergenceSpec(kind='jsd', beta=0.5),
   'forward_kl teacher top-64 bucket': DivergenceSpec(support='teacher_topk', k=64, tail='bucket'),
+  'forward_kl teacher top-64 renormalised': DivergenceSpec(support='teacher_topk', k=64),
 }
+VARIANTS = ('reference', 'chunked', 'chunked:speed', 'reference*', 'chunked*', 'chunked:speed*')
 _SMOKE = dict(batch=2, tokens=16, dim=16, vocab=512, repeats=2, chunk_tokens=8)
 
 
@@ -48,7 +52,7 @@ def measure(
     spec: what to compare.
     chunk_tokens: see `linear_divergence`.
     dtype: of the hidden states; heads are float32.
-    implementations: names to compare; ratios are to the first.
+    implementations: variants to compare; ratios are to the first.
     repeats: timed runs after one that is not timed; the implementations take turns.
 
   Returns:
@@ -87,12 +91,15 @@ def _inputs(batch: int, tokens: int, dim: int, vocab: int, dtype: str) -> tuple[
 
 
 def _compile(name: str, arrays: Sequence[jax.Array], spec: DivergenceSpec, chunk_tokens: int):
+  implementation, _, mode = name.rstrip('*').partition(':')
+  weights = jnp.full(arrays[-1].shape, 1 / arrays[-1].size, jnp.float32)
+
   # All arrays are arguments: the compiler would work out the logits of a constant teacher itself.
   def loss(*arrays):
-    keywords = dict(chunk_tokens=chunk_tokens, implementation=name)
-    return jnp.mean(linear_divergence(*arrays, spec, **keywords).loss)
+    keywords = dict(chunk_tokens=chunk_tokens, implementation=implementation, mode=mode or 'memory')
+    return jnp.sum(weights * linear_divergence(*arrays, spec, weights=weights, **keywords).loss)
 
-  return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile()
+  return jax.jit(jax.value_and_grad(loss, 0 if '*' in name else (0, 1))).lower(*arrays).compile()
 
 
 def _medians(steps: dict[str, Callable], arguments, repeats: int) -> dict[str, float]:
@@ -132,12 +139,13 @@ def table(records: Sequence[Record]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
   """Prints the table and writes the records as JSON; `arguments` default to the command line."""
   options = vars(_parser().parse_args(arguments))
-  out, smoke = options.pop('out'), options.pop('smoke')
+  out, smoke, names = (options.pop(name) for name in ('out', 'smoke', 'specs'))
+  options['implementations'] = tuple(options.pop('variants').split(','))
   options |= _SMOKE if smoke else {}
   records = [
     record | dict(spec=name)
-    for name, spec in list(SPECS.items())[: 1 if smoke else None]
-    for record in measure(spec=spec, **options)
+    for name in (names.split(',')[:1] if smoke else names.split(','))
+    for record in measure(spec=SPECS[name], **options)
   ]
   print('B={batch} T={tokens} D={dim} V={vocab} {dtype} chunk {chunk_tokens}'.format(**options))
   print(f'on {jax.devices()[0].device_kind}, jax {jax.__version__}\n\n{table(records)}')
@@ -151,6 +159,8 @@ def _parser() -> argparse.ArgumentParser:
   sizes = dict(batch=4, tokens=128, dim=128, vocab=32768, chunk_tokens=128, repeats=5)
   for name, default in sizes.items():
     parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default)
+  parser.add_argument('--specs', default=','.join(SPECS), help='which of SPECS, in between commas')
+  parser.add_argument('--variants', default=','.join(VARIANTS), help='what to compare, in between commas')
   parser.add_argument('--dtype', default='float32', help='of the hidden states')
   parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/bench/linear_divergence.json'))
   parser.add_argument('--smoke', action='store_true', help='tiny sizes, to see that it runs')

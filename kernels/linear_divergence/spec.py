@@ -1,13 +1,19 @@
 """What to compare and what comes out: the contract that every implementation keeps."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 
-Kind = Literal['forward_kl', 'reverse_kl', 'jsd']
-Support = Literal['full', 'teacher_topk', 'student_topk']
+Kind = Literal['forward_kl', 'reverse_kl', 'both_kl', 'jsd']
+Support = Literal['full', 'teacher_topk', 'student_topk', 'union', 'sampled']
 Tail = Literal['renormalise', 'bucket']
+Mode = Literal['memory', 'speed']
+
+KINDS = get_args(Kind)
+SUPPORTS = get_args(Support)
+TAILS = get_args(Tail)
+MODES = get_args(Mode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +24,24 @@ class DivergenceSpec:
   student_temperature), both over the first `valid_vocab` ids:
 
     forward_kl = KL(p || q);  reverse_kl = KL(q || p);
+    both_kl = beta KL(p || q) + (1 - beta) KL(q || p),  0 < beta < 1;
     jsd = beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q,  0 < beta < 1.
+
+  With support `sampled` the loss sees one entry, the target y, and is an estimate of its kind where
+  y was drawn from q. With r = p(y) / q(y), held constant in the gradient:
+
+    forward_kl: value r log r - r + 1, gradient (1 - r) grad log q(y) (what k3 gives, directly derived);
+    reverse_kl: value -log r, gradient -log r grad log q(y) (OPSD, arXiv 2601.18734, Eq. 9).
+
+  In expectation over y these are the full divergence and its gradient; `both_kl` mixes them. They
+  are not the derivatives of the values: that of -log r has mean 0.
 
   Attributes:
     kind: which divergence.
-    beta: weight of the teacher in the JSD mixture; unused by the KLs.
-    support: entries compared: all, the teacher's `k` most probable, or the student's.
-    k: size of a top-k support, 0 for the full vocabulary.
+    beta: weight of the teacher in the JSD mixture, and of KL(p || q) in `both_kl`.
+    support: entries compared: all, the teacher's `k` most probable, the student's, the `union` of
+      these two (k to 2k entries), or the `sampled` target alone.
+    k: size of a top-k support, 0 for the full vocabulary and the sampled token.
     tail: with a top-k support, `renormalise` both distributions on it, or keep true probabilities
       and add one `bucket` that holds the rest of the mass.
     student_temperature: divides the student's logits.
@@ -56,6 +73,8 @@ class DivergenceSpec:
 class Divergence:
   """Per-token results, each float32 [B, T]. Only `loss` carries a gradient.
 
+  Where no statistics are asked for, all but `loss` and what tells of clipping are None.
+
   Attributes:
     loss: the divergence of the spec, after per-entry clipping, summed over entries; in nats.
     forward_kl: KL(p || q) over the full vocabulary, never clipped.
@@ -68,16 +87,19 @@ class Divergence:
     teacher_mass: sum of p on the support.
     clip_fraction: share of the support's entries (and the bucket) changed by per-entry clipping.
     agreement: 1 where teacher and student have the same most probable token.
+    clip_fallback: 1 where an entry clip needed a second pass over the vocabulary, which one pass
+      spares most positions; None where the implementation makes no such difference.
   """
 
   loss: jax.Array
-  forward_kl: jax.Array
-  reverse_kl: jax.Array
-  student_entropy: jax.Array
-  teacher_entropy: jax.Array
-  student_logp: jax.Array
-  teacher_logp: jax.Array
-  student_mass: jax.Array
-  teacher_mass: jax.Array
   clip_fraction: jax.Array
-  agreement: jax.Array
+  forward_kl: jax.Array | None = None
+  reverse_kl: jax.Array | None = None
+  student_entropy: jax.Array | None = None
+  teacher_entropy: jax.Array | None = None
+  student_logp: jax.Array | None = None
+  teacher_logp: jax.Array | None = None
+  student_mass: jax.Array | None = None
+  teacher_mass: jax.Array | None = None
+  agreement: jax.Array | None = None
+  clip_fallback: jax.Array | None = None
