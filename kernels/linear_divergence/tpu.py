@@ -1,16 +1,27 @@
 """The divergence on a TPU, in Pallas kernels: no array of N positions by V entries exists in HBM.
 
-Three kernels: one pass over vocabulary tiles for all results (`tpu_forward`), one each for the
-gradients of the hidden states and of the head (`tpu_backward`). What is left is arithmetic on
-[N] and [N, k] numbers, which is here and the reference's own.
+Three kernels: one pass over vocabulary tiles for all statistics (`tpu_forward`), a second for losses
+whose entries need both normalisers (`tpu_second`), and d loss / d logits a tile at a time
+(`tpu_backward`). Where the head is not differentiated, the first two give the gradient of the hidden
+states on the way and the third is not needed. What is left is arithmetic on [N] and [N, k] numbers,
+which is here and the reference's own.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kernels.linear_divergence import reference, tpu_backward, tpu_forward, tpu_top_k
+from kernels.linear_divergence import (
+  reference,
+  tpu_backward,
+  tpu_entries,
+  tpu_forward,
+  tpu_pull,
+  tpu_second,
+  tpu_top_k,
+)
 from kernels.linear_divergence.spec import Divergence, DivergenceSpec
 from kernels.linear_divergence.tpu_blocks import LANES
 
@@ -25,10 +36,8 @@ def unsupported(spec: DivergenceSpec, *arrays: jax.Array) -> str | None:
     spec: what to compare.
     *arrays: hidden states [..., D] and heads [V, D], those that there are; shapes and types suffice.
   """
-  if spec.support == 'full' and spec.kind == 'jsd':
-    return "the full-vocabulary jsd; use support 'teacher_topk' or 'student_topk'"
-  if spec.support == 'full' and not (spec.entry_clip_min is None and spec.entry_clip_max is None):
-    return "entry clips over the full vocabulary; use support 'teacher_topk' or 'student_topk', or no clip"
+  if spec.support not in ('full', 'teacher_topk', 'student_topk'):
+    return f"support {spec.support!r}; use 'full', 'teacher_topk' or 'student_topk'"
   if spec.k > LANES:
     return f'k = {spec.k}; use k <= {LANES}'
   for array in arrays:
@@ -69,37 +78,83 @@ def linear_divergence(
   return jax.tree.map(lambda x: x.reshape(batch, time), result)
 
 
+class _Residuals(NamedTuple):
+  """What the backward pass needs; None where the forward pass had no use for it.
+
+  Attributes:
+    arrays: hidden states and heads as they came.
+    normalisers: of both models, ([N] maximum, [N] log of the sum) each.
+    level: see `tpu_backward.Rows`.
+    sparse: see `tpu_backward.Sparse`.
+    pull: [N, D], gradient of every loss to its hidden state, where the head is not differentiated.
+    head: marks that the head is.
+  """
+
+  arrays: tuple | None
+  normalisers: tuple | None
+  level: jax.Array | None
+  sparse: tpu_backward.Sparse | None
+  pull: jax.Array | None
+  head: tuple | None
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rows(spec, student_hidden, student_head, teacher_hidden, teacher_head, targets) -> Divergence:
   """Results [N] of rows [N, D]; a teacher head of None is the student's."""
-  return _rows_forward(spec, student_hidden, student_head, teacher_hidden, teacher_head, targets)[0]
+  return _run(spec, False, student_hidden, student_head, teacher_hidden, teacher_head, targets)[0]
 
 
 def _rows_forward(spec, *arguments):
+  differentiated = [jax.tree.map(lambda x: x.perturbed, x) for x in arguments[:2]]
+  values = [None if x is None else x.value for x in arguments]
+  of_head = differentiated[1]
+  result, residuals = _run(spec, not of_head and spec.support == 'full', *values)
+  if residuals.pull is not None:
+    # Hidden states are there for their shape and type alone.
+    return result, residuals._replace(arrays=None, normalisers=None, level=None, head=None)
+  return result, residuals._replace(head=() if of_head else None)
+
+
+def _run(spec, pull: bool, *arguments) -> tuple[Divergence, _Residuals]:
+  """Results, and what gradients are made of."""
   *arrays, targets = arguments
-  student, teacher, top = tpu_forward.statistics(
-    spec, *_in_types_of_hidden(*arrays), targets.astype(jnp.int32)
-  )
-  normalisers = _normalisers(student), _normalisers(teacher)
-  results = _monitored(student, teacher, normalisers)
-  if top is None:
-    compared, sparse, level = _compared_fully(spec, results), None, results['reverse_kl']
-  else:
-    compared, sparse, level = _compared_at_top_k(spec, top, normalisers, arrays[1].shape[0])
-  return Divergence(**results, **compared), (arrays, normalisers, level, sparse)
+  narrow = _in_types_of_hidden(*arrays)
+  at_once = pull and tpu_pull.supports(spec)
+  first = tpu_forward.statistics(spec, *narrow, targets.astype(jnp.int32), pull=at_once)
+  normalisers = _normalisers(first.student), _normalisers(first.teacher)
+  results, pulled, sparse = _monitored(first.student, first.teacher, normalisers), first.pull, None
+  if first.top is not None:
+    compared, sparse, level = _compared_at_top_k(spec, first.top, normalisers, arrays[1].shape[0])
+  elif tpu_entries.linear(spec):
+    compared, level = _compared_fully(spec, results), tpu_entries.level(spec, results['reverse_kl'])
+  if first.top is None and (not tpu_entries.linear(spec) or (pull and not at_once)):
+    norms = jnp.stack([*normalisers[0], *normalisers[1]], axis=1)
+    sums = tpu_second.sums(spec, *narrow, norms, pull=pull)
+    pulled = sums.pull
+    if not tpu_entries.linear(spec):
+      valid = spec.valid_vocab or arrays[1].shape[0]
+      level, compared = sums.level, _whole(sums.loss, sums.changed / valid)
+  return Divergence(**results, **compared), _Residuals(tuple(arrays), normalisers, level, sparse, pulled, ())
 
 
 def _rows_backward(spec, residuals, cotangent):
-  (student_hidden, student_head, *teacher), normalisers, level, sparse = residuals
   loss = cotangent.loss
-  rows = tpu_backward.Rows(*normalisers[0], *normalisers[1], level, loss / spec.student_temperature)
-  sparse = sparse and sparse._replace(values=sparse.values * loss[:, None])
-  arrays = _in_types_of_hidden(student_hidden, student_head, *teacher)
-  gradients = tpu_backward.gradients(spec, *arrays, rows, sparse, student_head.dtype)
+  if type(loss) is jax.custom_derivatives.SymbolicZero:
+    loss = jnp.zeros(loss.aval.shape, loss.aval.dtype)
+  if residuals.pull is not None:
+    pulled = residuals.pull
+    gradient = (pulled.astype(jnp.float32) * loss[:, None]).astype(pulled.dtype)
+    return gradient, None, None, None, None
+  (student_hidden, student_head, *teacher), normalisers = residuals.arrays, residuals.normalisers
+  rows = tpu_backward.Rows(*normalisers[0], *normalisers[1], residuals.level, loss / spec.student_temperature)
+  sparse = residuals.sparse and residuals.sparse._replace(values=residuals.sparse.values * loss[:, None])
+  gradients = tpu_backward.gradients(
+    spec, student_hidden, student_head, *teacher, rows, sparse, of_head=residuals.head is not None
+  )
   return *gradients, None, None, None
 
 
-_rows.defvjp(_rows_forward, _rows_backward)
+_rows.defvjp(_rows_forward, _rows_backward, symbolic_zeros=True)
 
 
 def _in_types_of_hidden(student_hidden, student_head, teacher_hidden, teacher_head):
@@ -130,13 +185,22 @@ def _monitored(student: tpu_forward.Side, teacher: tpu_forward.Side, normalisers
 
 
 def _compared_fully(spec: DivergenceSpec, results: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  loss = results[spec.kind]
+  forward, reverse = tpu_entries.shares(spec)
+  # Only what has a share: elsewhere 0 times infinity may wait.
+  loss = sum(
+    share * results[name] for share, name in ((forward, 'forward_kl'), (reverse, 'reverse_kl')) if share
+  )
+  return _whole(loss, jnp.zeros_like(loss))
+
+
+def _whole(loss: jax.Array, clip_fraction: jax.Array) -> dict[str, jax.Array]:
+  """What the full vocabulary's divergence adds to what is monitored."""
   ones = jnp.ones_like(loss)
-  return dict(loss=loss, student_mass=ones, teacher_mass=ones, clip_fraction=0 * ones)
+  return dict(loss=loss, student_mass=ones, teacher_mass=ones, clip_fraction=clip_fraction)
 
 
 def _compared_at_top_k(spec: DivergenceSpec, top: tpu_top_k.TopK, normalisers, vocab: int):
-  """Loss and masses [N], d loss / d logit at the support, and the factor of q everywhere [N]."""
+  """Loss and masses [N], d loss / d logit at the support, and the factor of -q everywhere [N]."""
   ranked, other = top.values[:, : spec.k], top.others[:, : spec.k]
   logits = (other, ranked) if spec.support == 'teacher_topk' else (ranked, other)
   log_q, log_p = (
@@ -155,7 +219,7 @@ def _compared_at_top_k(spec: DivergenceSpec, top: tpu_top_k.TopK, normalisers, v
   masses = dict(student_mass=reference.mass(log_q), teacher_mass=reference.mass(log_p))
   sparse = _sparse(spec, top.ids, gradient * _slope(spec, logits[0]) / spec.student_temperature)
   # A log-probability falls with the log of the sum, which every logit raises by its probability.
-  return masses | dict(loss=loss, clip_fraction=clipped), sparse, -gradient.sum(-1)
+  return masses | dict(loss=loss, clip_fraction=clipped), sparse, gradient.sum(-1)
 
 
 def _slope(spec: DivergenceSpec, logits: jax.Array) -> jax.Array | float:

@@ -1,8 +1,9 @@
-"""Backward pass on a TPU: each tile of d loss / d logits is made again and multiplied at once.
+"""Backward pass on a TPU: d loss / d logits tile by tile, each multiplied with both its partners.
 
-Two kernels, for the hidden states and for the head, so that the compiler drops the second where
-the head is frozen. d loss / d logit = weight · soft-cap slope · dense + sparse, where `dense` is a
-formula on the tile and `sparse` is given at a top-k support.
+The vocabulary is the outer loop. A kernel makes a tile G = d loss / d logits [N, n] again from the
+hidden states and the normalisers; two products follow that XLA does as well as anybody: G·head is
+added to the hidden states' gradient, and G transposed times the hidden states is the gradient of n
+rows of the head, written once. Only G and the first sum are held beside the results.
 """
 
 from typing import NamedTuple
@@ -13,8 +14,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.linear_divergence import tpu_blocks as lib
+from kernels.linear_divergence import tpu_entries as entries
 from kernels.linear_divergence.spec import DivergenceSpec
+from kernels.linear_divergence.tpu_second import log_probabilities
 
+# Entries of the outer loop's step. The hidden states' gradient is read and written in each.
+VOCAB_TILE = 2048
 _NOWHERE = -lib.FLOOR  # Above every id.
 
 
@@ -26,7 +31,7 @@ class Rows(NamedTuple):
     student_log_total: log of the sum of exp(logit - maximum).
     teacher_maximum: the same for the teacher.
     teacher_log_total: the same for the teacher.
-    level: KL(q || p) for the full reverse KL; the factor of q for a bucket.
+    level: factor of -q in the gradient of every logit, see `tpu_entries`.
     weight: cotangent of the loss over the student's temperature.
   """
 
@@ -46,18 +51,11 @@ class Sparse(NamedTuple):
 
 
 def dense_kind(spec: DivergenceSpec, vocab: int) -> str:
-  """The formula that touches every logit: 'forward_kl', 'reverse_kl', 'bucket' or 'none'."""
+  """What touches every logit: entries of the 'full' vocabulary, q by a 'bucket', or 'none'."""
   if spec.support == 'full':
-    return spec.kind
+    return 'full'
   # Renormalised probabilities do not change with the other logits.
   return 'bucket' if spec.tail == 'bucket' and spec.k < (spec.valid_vocab or vocab) else 'none'
-
-
-class _Operands(NamedTuple):
-  """Inputs of a kernel by name: `by_row` [N, ...] and `by_vocab` [V, ...]."""
-
-  by_row: dict[str, jax.Array]
-  by_vocab: dict[str, jax.Array]
 
 
 def gradients(
@@ -68,136 +66,135 @@ def gradients(
   teacher_head: jax.Array | None,
   rows: Rows,
   sparse: Sparse | None,
-  head_dtype: jnp.dtype,
-) -> tuple[jax.Array, jax.Array]:
-  """Gradients of the student's hidden states [N, D] and of its head [V, D].
+  *,
+  of_head: bool = True,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Gradients of the student's hidden states [N, D] and of its head [V, D], each in its own type.
 
   Args:
     spec: what to compare.
-    student_hidden: [N, D]; its gradient has its type.
-    student_head: [V, D] of the same type.
+    student_hidden: [N, D].
+    student_head: [V, D] of any type; used in that of the hidden states, as the teacher's is.
     teacher_hidden: [N, Dt].
-    teacher_head: [V, Dt] of the same type, or None where it is the student's.
+    teacher_head: [V, Dt], or None where it is the student's.
     rows: see `Rows`.
     sparse: see `Sparse`, times the cotangent of the loss, or None with the full support.
-    head_dtype: type of the head's gradient.
+    of_head: whether the head's gradient is asked for.
   """
+  valid = spec.valid_vocab or student_head.shape[0]
   kind = dense_kind(spec, student_head.shape[0])
+  tile = min(VOCAB_TILE, valid)
+  steps = pl.cdiv(valid, tile)
   by_row = {} if sparse is None else sparse._asdict()
-  by_vocab = {}
   if kind != 'none':
-    by_row |= dict(rows=jnp.stack(rows, axis=1))
-  if kind in ('forward_kl', 'reverse_kl'):
+    by_row |= dict(rows=jnp.stack(rows, axis=1), student_hidden=student_hidden)
+  if kind == 'full':
     by_row |= dict(teacher_hidden=teacher_hidden)
-    by_vocab |= {} if teacher_head is None else dict(teacher_head=teacher_head)
-  # Where no logits are needed, a product reads one of the student's two matrices alone.
-  hidden, head = dict(student_hidden=student_hidden), dict(student_head=student_head)
-  for_hidden = _Operands(by_row | (hidden if kind != 'none' else {}), by_vocab | head)
-  for_head = _Operands(by_row | hidden, by_vocab | (head if kind != 'none' else {}))
-  like_hidden = jax.ShapeDtypeStruct(student_hidden.shape, student_hidden.dtype)
-  like_head = jax.ShapeDtypeStruct(student_head.shape, head_dtype)
-  sizes = (student_hidden.shape[0], student_head.shape[0], spec.valid_vocab or student_head.shape[0])
-  return (
-    _product(spec, kind, sizes, for_hidden, like_hidden, of_head=False),
-    _product(spec, kind, sizes, for_head, like_head, of_head=True),
-  )
 
+  def add(step, carry):
+    hidden_sum, head_gradient = carry
+    # The last tile comes first and reaches back; what it has too much is left to the others.
+    start = jnp.where(step == 0, valid - tile, (step - 1) * tile)
+    skip = jnp.where(step == 0, (steps - 1) * tile - start, 0)
+    cut = lambda head, like: jax.lax.dynamic_slice_in_dim(head, start, tile).astype(like.dtype)  # noqa: E731
+    head = cut(student_head, student_hidden)
+    by_vocab = {} if kind == 'none' else dict(student_head=head)
+    if kind == 'full' and teacher_head is not None:
+      by_vocab |= dict(teacher_head=cut(teacher_head, teacher_hidden))
+    place = jnp.stack([start, skip]).astype(jnp.int32)
+    level = _tile(spec, kind, place, (student_hidden.shape[0], tile), by_row, by_vocab, student_hidden.dtype)
+    hidden_sum += lib.contract(level, head, (1, 0))
+    if of_head:
+      part = lib.contract(level, student_hidden, (0, 0)).astype(head_gradient.dtype)
+      head_gradient = jax.lax.dynamic_update_slice_in_dim(head_gradient, part, start, 0)
+    return hidden_sum, head_gradient
 
-def _product(spec, kind, sizes, operands: _Operands, like, *, of_head: bool) -> jax.Array:
-  """d loss / d logits times the head, or its transpose times the hidden states, as `like`."""
-  blocks = _blocks(sizes, operands, like, of_head)
-  by_row = [lib.at_least(x, blocks.block_rows) for x in operands.by_row.values()]
-  by_vocab = [lib.at_least(x, blocks.block_vocab) for x in operands.by_vocab.values()]
-  names = [*operands.by_row, *operands.by_vocab]
-  # The first axis is what the result has; the second is summed over.
-  row_axis, vocab_axis, grid = (0, 1, (blocks.row_steps, blocks.valid_steps))
-  cut, block = lib.row_block, blocks.block_rows
+  empty = jnp.zeros(student_hidden.shape, jnp.float32)
+  head_gradient = None
   if of_head:
-    row_axis, vocab_axis, grid = (1, 0, (blocks.vocab_steps, blocks.row_steps))
-    cut, block = lib.vocab_block, blocks.block_vocab
-  length, width = like.shape
+    # Padding of the vocabulary alone is never written.
+    make = jax.lax.empty if valid == student_head.shape[0] else jnp.zeros
+    head_gradient = make(student_head.shape, student_head.dtype)
+  hidden_sum, head_gradient = jax.lax.fori_loop(0, steps, add, (empty, head_gradient))
+  return hidden_sum.astype(student_hidden.dtype), head_gradient
+
+
+def _tile(spec, kind, place, shape, by_row, by_vocab, dtype) -> jax.Array:
+  """d loss / d logits of `shape` [N, n] in `dtype`, for ids from place[0] on; 0 for the first place[1]."""
+  blocks = lib.choose(
+    shape[0],
+    shape[1],
+    shape[1],
+    lib.bytes_per_row(*by_row.values()),
+    lib.bytes_per_row(*by_vocab.values()),
+    lib.VOCAB_MAJOR,
+  )
+  rows = [lib.at_least(x, blocks.block_rows) for x in by_row.values()]
+  heads = [lib.at_least(x, blocks.block_vocab) for x in by_vocab.values()]
+  names = [*by_row, *by_vocab]
+  count, width = max(shape[0], blocks.block_rows), max(shape[1], blocks.block_vocab)
   out = pl.pallas_call(
-    lambda *refs: _kernel(
-      spec, kind, blocks, dict(zip(names, refs, strict=False)), refs[len(names) :], of_head
+    lambda place_ref, *refs: _kernel(
+      spec, kind, blocks, place_ref, dict(zip(names, refs, strict=False)), refs[len(names) :]
     ),
-    grid=grid,
-    in_specs=[lib.row_block(blocks, x.shape[1], row_axis) for x in by_row]
-    + [lib.vocab_block(blocks, x.shape[1], vocab_axis) for x in by_vocab],
-    out_specs=cut(blocks, width, 0),
-    out_shape=jax.ShapeDtypeStruct((max(block, length), width), like.dtype),
-    scratch_shapes=[pltpu.VMEM((block, width), jnp.float32), pltpu.VMEM(blocks.tile, jnp.float32)],
+    out_shape=jax.ShapeDtypeStruct((count, width), dtype),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(blocks.vocab_steps, blocks.row_steps),
+      in_specs=[lib.row_block(blocks, x.shape[1], 1) for x in rows]
+      + [lib.vocab_block(blocks, x.shape[1], 0) for x in heads],
+      out_specs=pl.BlockSpec(blocks.tile, lambda vocab, row, _: (row, vocab)),
+      scratch_shapes=[pltpu.VMEM(blocks.tile, jnp.float32)] * 2,
+    ),
     compiler_params=lib.PARAMS,
-    cost_estimate=_cost(kind, blocks, by_row + by_vocab, like),
-    name=f'linear_divergence_{"head" if of_head else "hidden"}_gradient',
-  )(*by_row, *by_vocab)
-  return out[:length]
+    cost_estimate=_cost(kind, blocks, rows, heads),
+    name='linear_divergence_gradient',
+  )(place, *rows, *heads)
+  return out[: shape[0], : shape[1]]
 
 
-def _blocks(sizes, operands: _Operands, like, of_head: bool) -> lib.Blocks:
-  result = like.shape[1] * (4 + 2 * like.dtype.itemsize)  # The float32 sum, and two blocks on their way.
-  row_bytes, vocab_bytes = (lib.bytes_per_row(*arrays.values()) for arrays in operands)
-  if of_head:
-    return lib.choose(*sizes, row_bytes, vocab_bytes + result, lib.VOCAB_MAJOR)
-  return lib.choose(*sizes, row_bytes + result, vocab_bytes, lib.ROW_MAJOR)
-
-
-def _cost(kind, blocks, arrays, like) -> pl.CostEstimate:
-  products = {'forward_kl': 3, 'reverse_kl': 3, 'bucket': 2, 'none': 1}[kind]
+def _cost(kind, blocks, rows, heads) -> pl.CostEstimate:
+  logits = blocks.rows * blocks.vocab
   return pl.CostEstimate(
-    flops=2 * products * blocks.rows * blocks.valid * like.shape[1],
-    transcendentals=2 * blocks.rows * blocks.valid,
-    bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, like)),
+    flops=2 * logits * sum(x.shape[1] for x in heads),
+    transcendentals={'full': 2, 'bucket': 1, 'none': 0}[kind] * logits,
+    bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*rows, *heads)) + 2 * logits,
   )
 
 
-def _kernel(spec, kind, blocks, refs, outputs, of_head: bool):
-  """Adds the product of one tile; grid axis 1 runs over the dimension that is summed."""
-  out_ref, sum_ref, tile_ref = outputs
-  outer, inner = pl.program_id(0), pl.program_id(1)
-  row_step, vocab_step = (inner, outer) if of_head else (outer, inner)
-
-  @pl.when(inner == 0)
-  def _():
-    sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
-
-  gradient = _tile(spec, kind, blocks, refs, tile_ref, row_step, vocab_step)
-  if of_head:
-    other = lib.existing(refs['student_hidden'][...], row_step, blocks.rows)
-    sum_ref[...] += lib.contract(gradient.astype(other.dtype), other, (0, 0))
+def _kernel(spec, kind, blocks, place_ref, refs, outputs):
+  """Writes one block of the tile; grid axis 0 runs over the vocabulary, axis 1 over rows."""
+  out_ref, z_ref, u_ref = outputs
+  block = pl.program_id(0)
+  if kind == 'none':
+    gradient = jnp.zeros(blocks.tile, jnp.float32)
   else:
-    other = lib.existing(refs['student_head'][...], vocab_step, blocks.valid)
-    sum_ref[...] += lib.contract(gradient.astype(other.dtype), other, (1, 0))
-
-  @pl.when(inner == pl.num_programs(1) - 1)
-  def _():
-    out_ref[...] = sum_ref[...].astype(out_ref.dtype)
-
-
-def _tile(spec, kind, blocks, refs, tile_ref, row_step, vocab_step) -> jax.Array:
-  """d loss / d logits [rows, vocab] of a tile, 0 where it sticks out."""
-  gradient = jnp.zeros(blocks.tile, jnp.float32) if kind == 'none' else _dense(spec, kind, refs)
+    gradient = _dense(spec, kind, blocks, refs, z_ref, u_ref, block)
+  local = jax.lax.broadcasted_iota(jnp.int32, blocks.tile, 1) + block * blocks.block_vocab
   if 'ids' in refs:
-    tile_ref[...] = gradient
-    _scatter(Sparse(refs['ids'][...], refs['values'][...]), lib.columns(blocks, vocab_step), tile_ref)
-    gradient = tile_ref[...]
-  return jnp.where(lib.inside(blocks, row_step, vocab_step), gradient, 0.0)
+    z_ref[...] = gradient
+    columns = (local + place_ref[0]).astype(jnp.float32)
+    _scatter(Sparse(refs['ids'][...], refs['values'][...]), columns, z_ref)
+    gradient = z_ref[...]
+  out_ref[...] = jnp.where(local >= place_ref[1], gradient, 0.0).astype(out_ref.dtype)
 
 
-def _dense(spec, kind, refs) -> jax.Array:
-  """The part of the gradient that is a formula, [rows, vocab]."""
+def _dense(spec, kind, blocks, refs, z_ref, u_ref, block) -> jax.Array:
+  """The part of the gradient that every logit has, [rows, vocab]."""
   lanes = refs['rows'][...]
-  rows = Rows(*(lanes[:, lane : lane + 1] for lane in range(len(Rows._fields))))
-  head = refs['student_head'][...]
-  z, slope = lib.logits(refs['student_hidden'][...], head, spec.student_temperature, spec.student_softcap)
-  log_q = z - rows.student_maximum - rows.student_log_total
-  q = jnp.exp(log_q)
+  level, weight = lanes[:, 4:5], lanes[:, 5:6]
   if kind == 'bucket':
-    return q * slope * (rows.level * rows.weight)
-  teacher_head = refs['teacher_head'][...] if 'teacher_head' in refs else head
-  u, _ = lib.logits(refs['teacher_hidden'][...], teacher_head, spec.teacher_temperature, spec.teacher_softcap)
-  log_p = u - rows.teacher_maximum - rows.teacher_log_total
-  dense = q - jnp.exp(log_p) if kind == 'forward_kl' else q * (log_q - log_p - rows.level)
-  return dense * slope * rows.weight
+    z, slope = lib.logits(
+      refs['student_hidden'][...], refs['student_head'][...], spec.student_temperature, spec.student_softcap
+    )
+    return jnp.exp(z - lanes[:, 0:1] - lanes[:, 1:2]) * slope * (-level * weight)
+  hidden = refs['student_hidden'], refs['teacher_hidden']
+  heads = [refs[name] for name in ('student_head', 'teacher_head') if name in refs]
+  lib.tile_logits(spec, blocks, hidden, heads, (z_ref, u_ref), block)
+  z = z_ref[...]
+  log_p, log_q = log_probabilities(lanes, z, u_ref[...])
+  gradient = entries.slope(spec, log_p, log_q) - jnp.exp(log_q) * level
+  return gradient * lib.softcap_slope(spec, z) * weight
 
 
 def _scatter(sparse: Sparse, columns: jax.Array, tile_ref) -> None:

@@ -84,12 +84,12 @@ def choose(
   return Blocks(rows, vocab, valid, block_rows, block_vocab)
 
 
-def bytes_per_row(*arrays: jax.Array) -> int:
+def bytes_per_row(*arrays: jax.Array, buffers: int = 2) -> int:
   """VMEM for one row of a block of every array [n, width]: lanes come in 128, blocks in pairs.
 
-  The next block is fetched while one is used.
+  The next block is fetched while one is used, unless there is but one buffer.
   """
-  return sum(2 * _up(x.shape[1], LANES) * x.dtype.itemsize for x in arrays)
+  return sum(buffers * _up(x.shape[1], LANES) * x.dtype.itemsize for x in arrays)
 
 
 def at_least(array: jax.Array, size: int) -> jax.Array:
@@ -124,9 +124,63 @@ def logits(
   """
   raw = contract(hidden, head, (1, 1))
   if softcap is None:
-    return raw / temperature, 1.0
+    return raw if temperature == 1 else raw / temperature, 1.0
   slope = jnp.tanh(raw / softcap)
   return slope * (softcap / temperature), 1 - slope * slope
+
+
+def tile_logits(spec, blocks: Blocks, hidden_refs, head_refs, logit_refs, step: jax.Array) -> None:
+  """Writes the shaped logits of tile `step` of both models, FLOOR where the vocabulary has ended.
+
+  Args:
+    spec: temperatures and soft-caps.
+    blocks: how the arrays are cut.
+    hidden_refs: the student's [rows, D] and the teacher's.
+    head_refs: the student's [vocab, D] and, where it has its own, the teacher's.
+    logit_refs: the student's [rows, vocab] and the teacher's.
+    step: which tile of the vocabulary.
+  """
+  column = jax.lax.broadcasted_iota(jnp.int32, blocks.tile, 1)
+  for hidden, head, out, temperature, softcap in (
+    (hidden_refs[0], head_refs[0], logit_refs[0], spec.student_temperature, spec.student_softcap),
+    (hidden_refs[1], head_refs[-1], logit_refs[1], spec.teacher_temperature, spec.teacher_softcap),
+  ):
+    x = logits(hidden[...], head[...], temperature, softcap)[0]
+    if blocks.valid % blocks.block_vocab:
+      x = jnp.where(column < blocks.valid - step * blocks.block_vocab, x, FLOOR)
+    out[...] = x
+
+
+def softcap_slope(spec, z: jax.Array) -> jax.Array | float:
+  """Derivative of the student's soft-cap at shaped logits, 0 at FLOOR."""
+  if spec.student_softcap is None:
+    return 1.0
+  ratio = z * (spec.student_temperature / spec.student_softcap)
+  return 1 - jnp.minimum(ratio * ratio, 1.0)
+
+
+def forget_padding(blocks: Blocks, head_ref, step: jax.Array) -> None:
+  """Zeros in the rows of the last block of a head that do not exist: 0 · NaN is NaN."""
+  if blocks.valid % blocks.block_vocab == 0:
+    return
+
+  @pl.when(step == blocks.valid_steps - 1)
+  def _():
+    head_ref[...] = existing(head_ref[...], step, blocks.valid)
+
+
+def in_lanes(values, shape: tuple[int, int]) -> jax.Array:
+  """Values [rows, 1] side by side in the first lanes of [rows, 128]."""
+  lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+  result = jnp.zeros(shape, jnp.float32)
+  for index, value in enumerate(values):
+    result = jnp.where(lane == index, value, result)
+  return result
+
+
+def lane_sum(x: jax.Array) -> jax.Array:
+  """Every lane's own sum [rows, 128] of x [rows, n·128]."""
+  return sum(x[:, start : start + LANES] for start in range(0, x.shape[1], LANES))
 
 
 def columns(blocks: Blocks, step: jax.Array) -> jax.Array:
@@ -172,14 +226,19 @@ def row_sum(x: jax.Array) -> jax.Array:
   return jnp.sum(x, axis=1, keepdims=True)
 
 
-def row_block(blocks: Blocks, width: int, axis: int) -> pl.BlockSpec:
+def row_block(blocks: Blocks, width: int, axis: int, buffers: int = 2) -> pl.BlockSpec:
   """Blocks of rows of an array [N, width]; grid axis `axis` counts them."""
-  return pl.BlockSpec((blocks.block_rows, width), lambda *grid: (grid[axis], 0))
+  return _block((blocks.block_rows, width), axis, buffers)
 
 
-def vocab_block(blocks: Blocks, width: int, axis: int) -> pl.BlockSpec:
+def vocab_block(blocks: Blocks, width: int, axis: int, buffers: int = 2) -> pl.BlockSpec:
   """Blocks of vocabulary entries of an array [V, width]; grid axis `axis` counts them."""
-  return pl.BlockSpec((blocks.block_vocab, width), lambda *grid: (grid[axis], 0))
+  return _block((blocks.block_vocab, width), axis, buffers)
+
+
+def _block(shape: tuple[int, int], axis: int, buffers: int) -> pl.BlockSpec:
+  mode = None if buffers == 2 else pl.Buffered(buffers)
+  return pl.BlockSpec(shape, lambda *grid: (grid[axis], 0), pipeline_mode=mode)
 
 
 def _up(size: int, multiple: int) -> int:

@@ -1,9 +1,12 @@
-"""Forward pass on a TPU: one stream over vocabulary tiles gives all that the results need.
+"""First pass on a TPU: one stream over vocabulary tiles gives all that the results need.
 
 Both logits of a tile exist in VMEM alone. Sums are kept relative to running maxima and rescaled
 when these rise (online softmax, Milakov and Gimelshein, arXiv 1805.02867), here also for the
 entropy and the divergences: every summand is a difference to the maximum, so that logits of
-hundreds lose no digits.
+hundreds lose no digits. Each of the 128 lanes of a row is a stream of its own until the last tile,
+so that none of this moves numbers across lanes.
+
+With `pull` the gradient of a KL to the hidden states comes from the same stream; see `tpu_pull`.
 """
 
 from typing import NamedTuple
@@ -14,19 +17,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.linear_divergence import tpu_blocks as lib
+from kernels.linear_divergence import tpu_pull as pulls
 from kernels.linear_divergence import tpu_top_k as top_k
 from kernels.linear_divergence.spec import DivergenceSpec
 
 
 class Side(NamedTuple):
-  """One distribution's statistics, float32 [N, 1] each; d = logit - maximum, e = exp(d).
+  """One distribution's statistics, float32; d = logit - maximum, e = exp(d).
+
+  Outside the kernel [N, 1] each. Inside, lanes [rows, 128] that each see every 128th entry.
 
   Attributes:
     maximum: of the shaped logits.
     total: sum of e.
     moment: sum of e·d.
     cross: sum of e·(d - d of the other side).
-    best: id of the maximum, the lowest on ties.
+    best: id of the maximum, the lowest on ties; in a lane, the number of its block of 128 ids.
     target: logit of the target.
   """
 
@@ -39,7 +45,16 @@ class Side(NamedTuple):
 
 
 _EMPTY = Side(lib.FLOOR, 0.0, 0.0, 0.0, 0.0, 0.0)
-_STUDENT, _TEACHER = 0, len(_EMPTY)  # first lanes of the two in a row's statistics
+_FIELDS = len(_EMPTY)
+
+
+class First(NamedTuple):
+  """Results of the pass: both sides, the top-k of the ranked one, and the pull [N, D]; None if not asked."""
+
+  student: Side
+  teacher: Side
+  top: top_k.TopK | None
+  pull: jax.Array | None
 
 
 def statistics(
@@ -49,7 +64,9 @@ def statistics(
   teacher_hidden: jax.Array,
   teacher_head: jax.Array | None,
   targets: jax.Array,
-) -> tuple[Side, Side, top_k.TopK | None]:
+  *,
+  pull: bool = False,
+) -> First:
   """Student's and teacher's statistics, and the top-k of the side that the spec ranks.
 
   Args:
@@ -59,107 +76,160 @@ def statistics(
     teacher_hidden: [N, Dt].
     teacher_head: [V, Dt] of the same type, or None where it is the student's.
     targets: int32 [N].
+    pull: whether to return the loss's gradient to `student_hidden`; for a forward or a reverse KL.
   """
   count, vocab = student_hidden.shape[0], student_head.shape[0]
+  ranked = spec.support != 'full'
   rows = [targets[:, None], student_hidden, teacher_hidden]
   heads = [x for x in (student_head, teacher_head) if x is not None]
-  outputs = 1 if spec.support == 'full' else 1 + len(top_k.TopK._fields)
-  row_bytes = lib.bytes_per_row(*rows) + outputs * 8 * lib.LANES
+  outputs = 1 + len(top_k.TopK._fields) * ranked
+  width = student_hidden.shape[1]
+  row_bytes = lib.bytes_per_row(*rows, buffers=1) + (2 * _FIELDS + 2 * outputs) * 4 * lib.LANES
+  row_bytes += pulls.bytes_per_row(student_hidden) if pull else 0
   sizes = (count, vocab, spec.valid_vocab or vocab)
   blocks = lib.choose(*sizes, row_bytes, lib.bytes_per_row(*heads), lib.ROW_MAJOR)
   rows = [lib.at_least(x, blocks.block_rows) for x in rows]
   heads = [lib.at_least(x, blocks.block_vocab) for x in heads]
+  lanes = jax.ShapeDtypeStruct((rows[0].shape[0], lib.LANES), jnp.float32)
+  pulled = [jax.ShapeDtypeStruct(rows[1].shape, student_hidden.dtype)] if pull else []
+  lane_scratch = pltpu.VMEM((blocks.block_rows, lib.LANES), jnp.float32)
   out = pl.pallas_call(
-    lambda *refs: _kernel(spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :]),
+    lambda *refs: _kernel(
+      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, pull
+    ),
     grid=(blocks.row_steps, blocks.valid_steps),
-    in_specs=[lib.row_block(blocks, x.shape[1], 0) for x in rows]
+    in_specs=[lib.row_block(blocks, x.shape[1], 0, buffers=1) for x in rows]
     + [lib.vocab_block(blocks, x.shape[1], 1) for x in heads],
-    out_specs=[lib.row_block(blocks, lib.LANES, 0)] * outputs,
-    out_shape=[jax.ShapeDtypeStruct((rows[0].shape[0], lib.LANES), jnp.float32)] * outputs,
-    scratch_shapes=[pltpu.VMEM(blocks.tile, jnp.float32)] * (2 if outputs > 1 else 0),
+    out_specs=[lib.row_block(blocks, lib.LANES, 0)] * outputs
+    + [lib.row_block(blocks, width, 0)] * len(pulled),
+    out_shape=[lanes] * outputs + pulled,
+    scratch_shapes=[pltpu.VMEM(blocks.tile, jnp.float32)] * 2
+    + [lane_scratch] * (2 * _FIELDS)
+    + (pulls.scratch(blocks, student_hidden) if pull else []),
     compiler_params=lib.PARAMS,
-    cost_estimate=_cost(blocks, rows, heads),
+    cost_estimate=_cost(blocks, rows, heads, pull),
     name='linear_divergence_forward',
   )(*rows, *heads)
   sides = out[0][:count]
-  top = top_k.TopK(*(x[:count] for x in out[1:])) if outputs > 1 else None
-  return _side(sides, _STUDENT), _side(sides, _TEACHER), top
+  top = top_k.TopK(*(x[:count] for x in out[1:outputs])) if ranked else None
+  return First(_side(sides, 0), _side(sides, _FIELDS), top, out[outputs][:count] if pull else None)
 
 
-def _cost(blocks, rows, heads) -> pl.CostEstimate:
+def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
   logits = blocks.rows * blocks.valid
   size = lambda x: x.size * x.dtype.itemsize  # noqa: E731
   return pl.CostEstimate(
-    flops=2 * logits * sum(x.shape[1] for x in rows[1:]),
-    transcendentals=2 * logits,
+    flops=2 * logits * (sum(x.shape[1] for x in rows[1:]) + 2 * pull * rows[1].shape[1]),
+    transcendentals=(4 if pull else 2) * logits,
     bytes_accessed=sum(map(size, rows)) + blocks.row_steps * sum(map(size, heads)),
   )
 
 
-def _kernel(spec, blocks, row_refs, head_refs, refs):
-  """Adds tile (rows of grid axis 0, vocabulary of axis 1) to the statistics and to the top-k."""
+def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull):
+  """Adds tile (rows of grid axis 0, vocabulary of axis 1) to the statistics, top-k and pull."""
   target_ref, student_ref, teacher_ref = row_refs
-  stats_ref, *refs = refs
-  row_step, step = pl.program_id(0), pl.program_id(1)
+  stats_ref, top_refs = refs[0], refs[1:outputs]
+  (pull_ref, *refs) = refs[outputs:] if pull else (None, *refs[outputs:])
+  z_ref, u_ref, *refs = refs
+  lanes, pull_scratch = refs[: 2 * _FIELDS], refs[2 * _FIELDS :]
+  step, last = pl.program_id(1), pl.num_programs(1) - 1
 
   @pl.when(step == 0)
   def _():
-    stats_ref[...] = _join(_EMPTY, _EMPTY, stats_ref.shape)
-    if refs:
-      top_k.start(spec.k, top_k.TopK(*refs[:3]))
+    for ref, value in zip(lanes, (*_EMPTY, *_EMPTY), strict=True):
+      ref[...] = jnp.full(ref.shape, value, jnp.float32)
+    if top_refs:
+      top_k.start(spec.k, top_k.TopK(*top_refs))
+    if pull:
+      pulls.start(pull_scratch)
 
-  inside = lib.inside(blocks, row_step, step)
-  ids = lib.columns(blocks, step)
-  student, teacher = (
-    jnp.where(inside, lib.logits(hidden[...], head[...], temperature, softcap)[0], lib.FLOOR)
-    for hidden, head, temperature, softcap in (
-      (student_ref, head_refs[0], spec.student_temperature, spec.student_softcap),
-      (teacher_ref, head_refs[-1], spec.teacher_temperature, spec.teacher_softcap),
-    )
-  )
-  stats = stats_ref[...]
-  sides = _update(
-    _side(stats, _STUDENT), _side(stats, _TEACHER), student, teacher, ids, target_ref[...].astype(jnp.float32)
-  )
-  stats_ref[...] = _join(*sides, stats_ref.shape)
-  if refs:
-    ranked, other = (teacher, student) if spec.support == 'teacher_topk' else (student, teacher)
-    refs[3][...], refs[4][...] = ranked, other
-    top_k.insert(top_k.TopK(*refs[:3]), *refs[3:], ids)
+  lib.tile_logits(spec, blocks, (student_ref, teacher_ref), head_refs, (z_ref, u_ref), step)
+  before = [ref[...] for ref in lanes]
+  sides = Side(*before[:_FIELDS]), Side(*before[_FIELDS:])
+  # A pull weighs the entries of a row against one another: all lanes then have one maximum.
+  after = _update(sides, z_ref, u_ref, target_ref[...], step * (blocks.block_vocab // lib.LANES), pull)
+  for ref, value in zip(lanes, (*after[0], *after[1]), strict=True):
+    ref[...] = value
+  if pull:
+    norms = tuple(tuple(_norms(side) for side in pair) for pair in (sides, after))
+    pulls.add_linear(spec, blocks, norms, z_ref, u_ref, head_refs[0], pull_scratch, step)
+  if top_refs:
+    ranked, other = (u_ref, z_ref) if spec.support == 'teacher_topk' else (z_ref, u_ref)
+    top_k.insert(top_k.TopK(*top_refs), ranked, other, lib.columns(blocks, step))
+
+  @pl.when(step == last)
+  def _():
+    stats_ref[...] = _combined(after, pull)
+    if pull:
+      pulls.finish(spec, pull_ref, pull_scratch)
+
+
+def _update(sides, z_ref, u_ref, targets, first_block, joint: bool) -> tuple[Side, Side]:
+  """Lanes of both sides with a tile added; `joint`: relative to the maximum over all lanes."""
+  groups = [slice(start, start + lib.LANES) for start in range(0, z_ref.shape[1], lib.LANES)]
+  lane = jax.lax.broadcasted_iota(jnp.int32, (z_ref.shape[0], lib.LANES), 1)
+  tops = [side.maximum for side in sides]
+  bests, found = [side.best for side in sides], [side.target for side in sides]
+  for number, group in enumerate(groups):
+    hit = lane == targets - (first_block + number) * lib.LANES
+    block = (first_block + number).astype(jnp.float32)
+    for one, ref in enumerate((z_ref, u_ref)):
+      x = ref[:, group]
+      # The first of equal maxima stays: only a larger one moves it.
+      bests[one] = jnp.where(x > tops[one], block, bests[one])
+      tops[one] = jnp.maximum(tops[one], x)
+      found[one] = jnp.where(hit, x, found[one])
+  levels, before = tops, [side.maximum for side in sides]
+  if joint:
+    levels, before = ([jnp.broadcast_to(lib.row_max(x), x.shape) for x in xs] for xs in (tops, before))
+  rises = [old - new for old, new in zip(before, levels, strict=True)]
+  scales = [jnp.exp(rise) for rise in rises]
+  totals = [scale * side.total for scale, side in zip(scales, sides, strict=True)]
+  moments = [s * side.moment + t * r for s, side, t, r in zip(scales, sides, totals, rises, strict=True)]
+  gap = rises[0] - rises[1]
+  crosses = [
+    scale * side.cross + total * sign * gap
+    for scale, side, total, sign in zip(scales, sides, totals, (1.0, -1.0), strict=True)
+  ]
+  for group in groups:
+    below = [ref[:, group] - level for ref, level in zip((z_ref, u_ref), levels, strict=True)]
+    gap = below[0] - below[1]
+    for one in range(2):
+      weight = jnp.exp(below[one])
+      totals[one] += weight
+      moments[one] += weight * below[one]
+      crosses[one] += weight * (gap if one == 0 else -gap)
+  return tuple(map(Side, tops, totals, moments, crosses, bests, found))
+
+
+def _norms(side: Side) -> pulls.Norms:
+  """Normaliser [rows, 1] and mean gap of lanes that are relative to one maximum."""
+  total = lib.row_sum(side.total)
+  return pulls.Norms(lib.row_max(side.maximum), total, lib.row_sum(side.cross))
+
+
+def _combined(sides: tuple[Side, Side], joint: bool) -> jax.Array:
+  """Rows' statistics in lanes 0 to 11 of [rows, 128] from those of every lane."""
+  tops = [lib.row_max(side.maximum) for side in sides]
+  # How far a lane's own reference lies below the row's; what a lane without entries holds goes to 0.
+  rises = [0.0 if joint else side.maximum - top for side, top in zip(sides, tops, strict=True)]
+  scales = [1.0 if joint else jnp.exp(rise) for rise in rises]
+  lane = jax.lax.broadcasted_iota(jnp.int32, sides[0].best.shape, 1).astype(jnp.float32)
+  values = []
+  for one, (side, sign) in enumerate(zip(sides, (1.0, -1.0), strict=True)):
+    total = scales[one] * side.total
+    ids = jnp.where(side.maximum == tops[one], side.best * lib.LANES + lane, -lib.FLOOR)
+    values += [
+      tops[one],
+      lib.row_sum(total),
+      lib.row_sum(scales[one] * side.moment + total * rises[one]),
+      lib.row_sum(scales[one] * side.cross + total * sign * (rises[0] - rises[1])),
+      lib.row_min(ids),
+      lib.row_sum(side.target),
+    ]
+  return lib.in_lanes(values, sides[0].best.shape)
 
 
 def _side(stats: jax.Array, first: int) -> Side:
-  """Statistics of one side from lanes [rows, 128], `first` and up."""
-  return Side(*(stats[:, first + lane : first + lane + 1] for lane in range(len(Side._fields))))
-
-
-def _join(student: Side, teacher: Side, shape: tuple[int, int]) -> jax.Array:
-  """The inverse of `_side` for both sides: lanes [rows, 128]."""
-  lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-  stats = jnp.zeros(shape, jnp.float32)
-  for index, value in enumerate((*student, *teacher)):
-    stats = jnp.where(lane == index, value, stats)
-  return stats
-
-
-def _update(student: Side, teacher: Side, z, u, ids, targets) -> tuple[Side, Side]:
-  """Statistics with a tile added: shaped logits `z` and `u`, vocabulary `ids`, each [rows, vocab]."""
-  tops = [jnp.maximum(side.maximum, lib.row_max(x)) for side, x in ((student, z), (teacher, u))]
-  rises = [side.maximum - top for side, top in zip((student, teacher), tops, strict=True)]
-  below = [x - top for x, top in zip((z, u), tops, strict=True)]
-  at_target = ids == targets
-
-  def add(side, x, one, other):
-    scale, weight = jnp.exp(rises[one]), jnp.exp(below[one])
-    return Side(
-      maximum=tops[one],
-      total=scale * side.total + lib.row_sum(weight),
-      moment=scale * (side.moment + side.total * rises[one]) + lib.row_sum(weight * below[one]),
-      cross=scale * (side.cross + side.total * (rises[one] - rises[other]))
-      + lib.row_sum(weight * (below[one] - below[other])),
-      # The first of equal maxima stays: only a larger one moves it.
-      best=jnp.where(rises[one] < 0, lib.first(x, tops[one], ids), side.best),
-      target=side.target + lib.row_sum(jnp.where(at_target, x, 0.0)),
-    )
-
-  return add(student, z, 0, 1), add(teacher, u, 1, 0)
+  """Statistics of one side from lanes [N, 128], `first` and up."""
+  return Side(*(stats[:, first + lane : first + lane + 1] for lane in range(_FIELDS)))

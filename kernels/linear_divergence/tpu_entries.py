@@ -1,0 +1,82 @@
+"""What one entry of the vocabulary adds to a full-vocabulary divergence, on tiles in a TPU kernel.
+
+With g the derivative of an entry to log q, d loss / d logit = g - q·level, level = sum of g (times
+the soft-cap's slope and over the temperature).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from kernels.linear_divergence.spec import DivergenceSpec
+
+_FAR = 80.0  # exp of it is finite; entries this far apart in log-probability differ no more.
+
+
+def clips(spec: DivergenceSpec) -> bool:
+  """Whether the spec bounds each entry."""
+  return not (spec.entry_clip_min is None and spec.entry_clip_max is None)
+
+
+def linear(spec: DivergenceSpec) -> bool:
+  """Whether one pass over the vocabulary gives the loss and the level: a KL without clips."""
+  return spec.kind != 'jsd' and not clips(spec)
+
+
+def shares(spec: DivergenceSpec) -> tuple[float, float]:
+  """Of the forward and the reverse KL in a loss that is made of them."""
+  if spec.kind == 'both_kl':
+    return spec.beta, 1 - spec.beta
+  return float(spec.kind == 'forward_kl'), float(spec.kind == 'reverse_kl')
+
+
+def level(spec: DivergenceSpec, reverse_kl: jax.Array) -> jax.Array:
+  """The level [N] of a `linear` spec, that goes with `slope`."""
+  forward, reverse = shares(spec)
+  return reverse * reverse_kl - forward
+
+
+def slope(spec: DivergenceSpec, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+  """g of a tile, up to a multiple of q that the level has as well."""
+  if not linear(spec):
+    return clipped(spec, log_p, log_q)[1]
+  forward, reverse = shares(spec)
+  result = 0.0
+  if forward:
+    result -= forward * jnp.exp(log_p)
+  if reverse:
+    result += reverse * (jnp.exp(log_q) * (log_q - log_p))
+  return result
+
+
+def clipped(
+  spec: DivergenceSpec, log_p: jax.Array, log_q: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Entries of a tile between their bounds, g, and 1 where a bound changed the entry."""
+  value, g = _entry(spec, log_p, log_q)
+  if not clips(spec):
+    return value, g, None
+  low, high = spec.entry_clip_min, spec.entry_clip_max
+  bounded = value
+  if low is not None:
+    bounded = jnp.maximum(bounded, low)
+  if high is not None:
+    bounded = jnp.minimum(bounded, high)
+  changed = bounded != value
+  return bounded, jnp.where(changed, 0.0, g), jnp.where(changed, 1.0, 0.0)
+
+
+def _entry(spec: DivergenceSpec, log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
+  p, q = jnp.exp(log_p), jnp.exp(log_q)
+  if spec.kind != 'jsd':
+    (forward, reverse), gap = shares(spec), log_q - log_p
+    value, g = 0.0, 0.0
+    if forward:
+      value, g = value - forward * (p * gap), g - forward * p
+    if reverse:
+      value, g = value + reverse * (q * gap), g + reverse * (q * gap + q)
+    return value, g
+  # With the mixture m: log (m / p), from the ratio alone, so that equal entries give 0.
+  gap = jnp.minimum(log_q - log_p, _FAR)
+  above = jnp.log(spec.beta + (1 - spec.beta) * jnp.exp(gap))
+  g = (1 - spec.beta) * (q * (gap - above))
+  return g - spec.beta * (p * above), g
