@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from kernels.linear_divergence import (
   reference,
   tpu_backward,
+  tpu_clip,
   tpu_entries,
   tpu_forward,
   tpu_pull,
@@ -119,20 +120,23 @@ def _run(spec, pull: bool, *arguments) -> tuple[Divergence, _Residuals]:
   """Results, and what gradients are made of."""
   *arrays, targets = arguments
   narrow = _in_types_of_hidden(*arrays)
-  at_once = pull and tpu_pull.supports(spec)
-  first = tpu_forward.statistics(spec, *narrow, targets.astype(jnp.int32), pull=at_once)
+  at_once, once_clipped = pull and tpu_pull.supports(spec), not pull and tpu_clip.supports(spec)
+  targets = targets.astype(jnp.int32)
+  first = tpu_forward.statistics(spec, *narrow, targets, pull=at_once, clip=once_clipped)
   normalisers = _normalisers(first.student), _normalisers(first.teacher)
+  norms = jnp.stack([*normalisers[0], *normalisers[1]], axis=1)
   results, pulled, sparse = _monitored(first.student, first.teacher, normalisers), first.pull, None
+  valid = spec.valid_vocab or arrays[1].shape[0]
   if first.top is not None:
     compared, sparse, level = _compared_at_top_k(spec, first.top, normalisers, arrays[1].shape[0])
+  elif once_clipped:
+    compared, level = _clipped(spec, first.clip, results['forward_kl'], norms, narrow, valid)
   elif tpu_entries.linear(spec):
     compared, level = _compared_fully(spec, results), tpu_entries.level(spec, results['reverse_kl'])
-  if first.top is None and (not tpu_entries.linear(spec) or (pull and not at_once)):
-    norms = jnp.stack([*normalisers[0], *normalisers[1]], axis=1)
+  if first.top is None and not once_clipped and (not tpu_entries.linear(spec) or (pull and not at_once)):
     sums = tpu_second.sums(spec, *narrow, norms, pull=pull)
     pulled = sums.pull
     if not tpu_entries.linear(spec):
-      valid = spec.valid_vocab or arrays[1].shape[0]
       level, compared = sums.level, _whole(sums.loss, sums.changed / valid)
   return Divergence(**results, **compared), _Residuals(tuple(arrays), normalisers, level, sparse, pulled, ())
 
@@ -191,6 +195,25 @@ def _compared_fully(spec: DivergenceSpec, results: dict[str, jax.Array]) -> dict
     share * results[name] for share, name in ((forward, 'forward_kl'), (reverse, 'reverse_kl')) if share
   )
   return _whole(loss, jnp.zeros_like(loss))
+
+
+def _clipped(spec, clip, forward_kl, norms, arrays, valid: int) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Results [N] of a forward KL with an upper bound, and the level of its gradient."""
+  excess, mass, changed = (x[:, 0] for x in clip[:3])
+  student_hidden, student_head, teacher_hidden, teacher_head = arrays
+  certain = tpu_clip.certain(spec, clip, norms)
+
+  def look(rows):
+    student, teacher, some = (
+      x.at[rows].get(mode='fill', fill_value=0) for x in (student_hidden, teacher_hidden, norms)
+    )
+    sums = tpu_second.sums(spec, student, student_head, teacher, teacher_head, some)
+    return sums.loss, sums.level, sums.changed
+
+  seen = (forward_kl - excess, mass - 1, changed)
+  loss, level, changed = tpu_clip.look_again(certain, seen, look)
+  fallback = 1 - certain.astype(jnp.float32)
+  return _whole(loss, changed / valid) | dict(clip_fallback=fallback), level
 
 
 def _whole(loss: jax.Array, clip_fraction: jax.Array) -> dict[str, jax.Array]:

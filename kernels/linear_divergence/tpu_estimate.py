@@ -7,7 +7,8 @@ Every number is an estimate: nothing runs. Operations that XLA compiles carry it
 cycles in the scheduled program. A Pallas kernel has none, so that its final instruction bundles are
 replayed: a bundle takes a cycle, or as long as a matrix unit that it needs is busy. What the replay
 does not know is waiting for memory outside VMEM; a branch without matrix instructions (the first or
-the last step of a sum) is not taken, and a loop whose length depends on data runs once.
+the last step of a sum) is not taken. Of loops whose length depends on data, those in a kernel count
+once (a top-k's turns), others not at all (a second look at rows without a certificate).
 """
 
 import dataclasses
@@ -169,12 +170,13 @@ def program_cycles(hlo: str, kernels: Mapping[str, float]) -> dict[str, float]:
         # A loop over 0 to n - 1 compares its counter with n, the one constant of its condition.
         condition = '\n'.join(computations[re.search(r'condition=%([^\s,]+)', line).group(1)])
         trips = re.findall(r' constant\((\d+)\)', condition)
-        if len(trips) != 1:
+        # Without one its length depends on data: it is left out.
+        if len(trips) > 1:
           raise ValueError(f'The trips of loop {operation} are not known from its condition: {condition}')
-        visit(re.search(r'body=%([^\s,]+)', line).group(1), times * int(trips[0]))
+        visit(re.search(r'body=%([^\s,]+)', line).group(1), times * int(trips[0]) if trips else 0)
       elif 'custom_call_target="tpu_custom_call"' in line:
         names = [name for name in kernels if name in line.split('metadata=', 1)[-1][:400]]
-        totals[operation] = times * kernels[max(names, key=len)]
+        totals[operation] = totals.get(operation, 0) + times * kernels[max(names, key=len)]
       elif found := re.search(r'"estimated_cycles":"(\d+)"', line):
         totals[operation] = totals.get(operation, 0) + times * int(found.group(1))
 

@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.linear_divergence import tpu_blocks as lib
+from kernels.linear_divergence import tpu_clip as clips
 from kernels.linear_divergence import tpu_pull as pulls
 from kernels.linear_divergence import tpu_top_k as top_k
 from kernels.linear_divergence.spec import DivergenceSpec
@@ -49,12 +50,21 @@ _FIELDS = len(_EMPTY)
 
 
 class First(NamedTuple):
-  """Results of the pass: both sides, the top-k of the ranked one, and the pull [N, D]; None if not asked."""
+  """Results of the pass: both sides, and what was asked for, else None.
+
+  Attributes:
+    student: its statistics.
+    teacher: its statistics.
+    top: largest logits of the ranked side.
+    pull: gradient [N, D] of every loss to its hidden state.
+    clip: see `tpu_clip`.
+  """
 
   student: Side
   teacher: Side
   top: top_k.TopK | None
   pull: jax.Array | None
+  clip: clips.Clip | None
 
 
 def statistics(
@@ -66,6 +76,7 @@ def statistics(
   targets: jax.Array,
   *,
   pull: bool = False,
+  clip: bool = False,
 ) -> First:
   """Student's and teacher's statistics, and the top-k of the side that the spec ranks.
 
@@ -77,6 +88,7 @@ def statistics(
     teacher_head: [V, Dt] of the same type, or None where it is the student's.
     targets: int32 [N].
     pull: whether to return the loss's gradient to `student_hidden`; for a forward or a reverse KL.
+    clip: whether to look for entries above the spec's upper bound.
   """
   count, vocab = student_hidden.shape[0], student_head.shape[0]
   ranked = spec.support != 'full'
@@ -86,6 +98,7 @@ def statistics(
   width = student_hidden.shape[1]
   row_bytes = lib.bytes_per_row(*rows, buffers=1) + (2 * _FIELDS + 2 * outputs) * 4 * lib.LANES
   row_bytes += pulls.bytes_per_row(student_hidden) if pull else 0
+  row_bytes += clips.bytes_per_row() if clip else 0
   sizes = (count, vocab, spec.valid_vocab or vocab)
   blocks = lib.choose(*sizes, row_bytes, lib.bytes_per_row(*heads), lib.ROW_MAJOR)
   rows = [lib.at_least(x, blocks.block_rows) for x in rows]
@@ -95,7 +108,7 @@ def statistics(
   lane_scratch = pltpu.VMEM((blocks.block_rows, lib.LANES), jnp.float32)
   out = pl.pallas_call(
     lambda *refs: _kernel(
-      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, pull
+      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, pull, clip
     ),
     grid=(blocks.row_steps, blocks.valid_steps),
     in_specs=[lib.row_block(blocks, x.shape[1], 0, buffers=1) for x in rows]
@@ -105,14 +118,19 @@ def statistics(
     out_shape=[lanes] * outputs + pulled,
     scratch_shapes=[pltpu.VMEM(blocks.tile, jnp.float32)] * 2
     + [lane_scratch] * (2 * _FIELDS)
-    + (pulls.scratch(blocks, student_hidden) if pull else []),
+    + (pulls.scratch(blocks, student_hidden) if pull else [])
+    + (clips.scratch(blocks) if clip else []),
     compiler_params=lib.PARAMS,
     cost_estimate=_cost(blocks, rows, heads, pull),
     name='linear_divergence_forward',
   )(*rows, *heads)
   sides = out[0][:count]
   top = top_k.TopK(*(x[:count] for x in out[1:outputs])) if ranked else None
-  return First(_side(sides, 0), _side(sides, _FIELDS), top, out[outputs][:count] if pull else None)
+  pulled = out[outputs][:count] if pull else None
+  clipped = None
+  if clip:
+    clipped = clips.Clip(*(_lane(sides, 2 * _FIELDS + lane) for lane in range(len(clips.Clip._fields))))
+  return First(_side(sides, 0), _side(sides, _FIELDS), top, pulled, clipped)
 
 
 def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
@@ -125,13 +143,14 @@ def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
   )
 
 
-def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull):
+def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
   """Adds tile (rows of grid axis 0, vocabulary of axis 1) to the statistics, top-k and pull."""
   target_ref, student_ref, teacher_ref = row_refs
   stats_ref, top_refs = refs[0], refs[1:outputs]
   (pull_ref, *refs) = refs[outputs:] if pull else (None, *refs[outputs:])
   z_ref, u_ref, *refs = refs
-  lanes, pull_scratch = refs[: 2 * _FIELDS], refs[2 * _FIELDS :]
+  lanes, refs = refs[: 2 * _FIELDS], refs[2 * _FIELDS :]
+  pull_scratch, bins = (refs[:2], refs[2:]) if pull else ((), refs)
   step, last = pl.program_id(1), pl.num_programs(1) - 1
 
   @pl.when(step == 0)
@@ -142,6 +161,8 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull):
       top_k.start(spec.k, top_k.TopK(*top_refs))
     if pull:
       pulls.start(pull_scratch)
+    if clip:
+      clips.start(bins)
 
   lib.tile_logits(spec, blocks, (student_ref, teacher_ref), head_refs, (z_ref, u_ref), step)
   before = [ref[...] for ref in lanes]
@@ -153,13 +174,19 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull):
   if pull:
     norms = tuple(tuple(_norms(side) for side in pair) for pair in (sides, after))
     pulls.add_linear(spec, blocks, norms, z_ref, u_ref, head_refs[0], pull_scratch, step)
+  if clip:
+    clips.insert(bins, z_ref, u_ref)
   if top_refs:
     ranked, other = (u_ref, z_ref) if spec.support == 'teacher_topk' else (z_ref, u_ref)
     top_k.insert(top_k.TopK(*top_refs), ranked, other, lib.columns(blocks, step))
 
   @pl.when(step == last)
   def _():
-    stats_ref[...] = _combined(after, pull)
+    values = _combined(after, pull)
+    if clip:
+      norms = [values[side : side + 2] for side in (0, _FIELDS)]
+      values += clips.found(spec, bins, *norms)
+    stats_ref[...] = lib.in_lanes(values, stats_ref.shape)
     if pull:
       pulls.finish(spec, pull_ref, pull_scratch)
 
@@ -208,8 +235,8 @@ def _norms(side: Side) -> pulls.Norms:
   return pulls.Norms(lib.row_max(side.maximum), total, lib.row_sum(side.cross))
 
 
-def _combined(sides: tuple[Side, Side], joint: bool) -> jax.Array:
-  """Rows' statistics in lanes 0 to 11 of [rows, 128] from those of every lane."""
+def _combined(sides: tuple[Side, Side], joint: bool) -> list[jax.Array]:
+  """Both sides' statistics [rows, 1], one after the other, from those of every lane."""
   tops = [lib.row_max(side.maximum) for side in sides]
   # How far a lane's own reference lies below the row's; what a lane without entries holds goes to 0.
   rises = [0.0 if joint else side.maximum - top for side, top in zip(sides, tops, strict=True)]
@@ -227,9 +254,13 @@ def _combined(sides: tuple[Side, Side], joint: bool) -> jax.Array:
       lib.row_min(ids),
       lib.row_sum(side.target),
     ]
-  return lib.in_lanes(values, sides[0].best.shape)
+  return values
 
 
 def _side(stats: jax.Array, first: int) -> Side:
   """Statistics of one side from lanes [N, 128], `first` and up."""
-  return Side(*(stats[:, first + lane : first + lane + 1] for lane in range(_FIELDS)))
+  return Side(*(_lane(stats, first + lane) for lane in range(_FIELDS)))
+
+
+def _lane(stats: jax.Array, lane: int) -> jax.Array:
+  return stats[:, lane : lane + 1]

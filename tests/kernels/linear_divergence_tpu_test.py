@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
-from kernels.linear_divergence import api, reference, tpu, tpu_backward, tpu_blocks, tpu_forward
+from kernels.linear_divergence import api, reference, tpu, tpu_backward, tpu_blocks, tpu_clip, tpu_forward
 from kernels.linear_divergence import spec as spec_module
 from kernels.linear_divergence.api import Divergence, DivergenceSpec, linear_divergence
 
@@ -305,6 +305,21 @@ def test_the_full_vocabulary_over_several_tiles(settings, frozen):
   if settings['kind'] not in getattr(spec_module, 'KINDS', ()):
     pytest.skip('not a kind yet')
   check_against_float64((DivergenceSpec(**settings), 2, 9, 300), seed=3, frozen=frozen)
+
+
+@pytest.mark.parametrize('bound, looked_at_again', [(0.5, 0), (0.05, 1), (0.01, 10)])
+def test_an_upper_clip_on_rows_with_and_without_a_certificate(bound, looked_at_again):
+  # At most as many rows as this in a group of those looked at again, so that there are several.
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tpu_clip, 'ROWS', 4)
+    spec, arguments = (
+      DivergenceSpec(entry_clip_max=bound, valid_vocab=297),
+      make_inputs(3, 2, 9, 300, valid=297),
+    )
+    actual = run(arguments, spec)
+  assert_close(actual, exact(arguments, spec))
+  assert actual[0].clip_fallback.sum() == looked_at_again
+  assert np.any(actual[0].clip_fraction > 0)
 
 
 @pytest.mark.parametrize(
