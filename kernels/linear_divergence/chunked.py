@@ -40,7 +40,8 @@ def linear_divergence(
   shared = teacher_head is student_head and teacher_hidden.dtype == student_hidden.dtype
   teacher_head = None if shared else jax.lax.stop_gradient(teacher_head)
   teacher_hidden, weights = jax.lax.stop_gradient((teacher_hidden, weights))
-  inputs = Inputs(student_hidden, student_head, teacher_hidden, teacher_head, targets)
+  arrays = (student_hidden, student_head, teacher_hidden, teacher_head, targets)
+  inputs = Inputs(*(x if x is None else jnp.asarray(x) for x in arrays))
   settings = (spec, mode, chunk_tokens, statistics, tuple(vocab_axes))
   return _divergence(settings, inputs, weights)
 

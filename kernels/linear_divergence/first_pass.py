@@ -118,6 +118,9 @@ def run(plan: Plan, inputs: Inputs, wants: Wants) -> Found:
   if not alone:
     lists = tuple(top_k.rank(plan, kept, k) if k else None for k, kept in zip(ks, lists, strict=True))
   sides, means = _over_devices(plan, sides, means)
+  # Padding of the vocabulary has probability 0.
+  exists = inputs.targets < plan.vocab
+  sides = tuple(x and x._replace(target=jnp.where(exists, x.target, -jnp.inf)) for x in sides)
   return Found(*sides, *lists, means)
 
 

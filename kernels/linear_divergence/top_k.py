@@ -41,8 +41,9 @@ class Ranked(NamedTuple):
 
 
 def empty(plan: Plan, rows: tuple[int, int], k: int, dtype: jnp.dtype) -> Lists:
-  """Lists without entries, for the k largest: four times as many and more, so that few share one."""
-  bins = min(plan.bins, plan.tile, max(128, 8 * 2 ** (k - 1).bit_length()))
+  """Lists without entries, for the k largest: so many that few share one, but no more than a tile."""
+  room = max(32, plan.tile // plan.depth // 32 * 32)
+  bins = min(plan.bins, room, max(128, 8 * 2 ** (k - 1).bit_length()))
   shape = (plan.depth, *rows, bins)
   return Lists(jnp.full(shape, FLOOR, dtype), jnp.full(shape, NOBODY, jnp.int32))
 
