@@ -5,6 +5,7 @@ from typing import Literal
 
 from kernels.linear_divergence import api as divergence
 from kernels.linear_divergence import reference
+from kernels.linear_divergence.spec import MODES, Kind, Mode, Support, Tail
 from opsd_jax.config import ConfigError, require, require_choice
 from opsd_jax.distill import wording
 
@@ -72,10 +73,12 @@ class ObjectiveConfig:
   with weight `beta` on the teacher (OPSD, paper Eq. 7).
 
   Attributes:
-    divergence: `forward_kl`, `reverse_kl` or `jsd`.
-    beta: the teacher's weight in the JSD mixture, strictly between 0 and 1.
-    support: `full` vocabulary, `teacher_topk` or `student_topk`.
-    k: size of a top-k support, 0 with `full`.
+    divergence: `forward_kl`, `reverse_kl`, `both_kl` (mixed by `beta`) or `jsd`.
+    beta: the teacher's weight in the JSD mixture, or the forward KL's in both, strictly between 0 and 1.
+    support: `full` vocabulary, `teacher_topk`, `student_topk`, the `union` of these, or the `sampled` token
+      alone (an estimate of the full divergence and of its gradient, for rollouts drawn from the student
+      at `student_temperature`).
+    k: size of a top-k support, 0 with `full` and `sampled`.
     tail: `renormalise` both distributions on the top-k, or add a `bucket` for the rest.
     student_temperature: divides the student's logits in the loss.
     teacher_temperature: divides the teacher's logits in the loss.
@@ -84,15 +87,19 @@ class ObjectiveConfig:
     token_clip: upper bound on each token's divergence, after the sum.
     reduction: `token_mean` over all sampled tokens of the global batch, or `sample_mean`: the mean
       over samples of each sample's token mean.
-    chunk_tokens: rows whose logits exist at a time.
-    implementation: of the kernel; none lets it choose.
+    chunk_tokens: rows whose logits exist at a time, or as many numbers in tiles of the vocabulary.
+    mode: `memory` computes logits again for the gradients; `speed` makes these while the logits exist.
+    statistics: report what the loss itself does not need too: divergences and entropies of the full
+      vocabulary, log-probs of the sampled token, masses, agreement.
+    implementation: of the kernel, or several between commas, of which the first that supports the
+      objective is taken; none lets it choose.
   """
 
-  divergence: Literal['forward_kl', 'reverse_kl', 'jsd'] = 'forward_kl'
+  divergence: Kind = 'forward_kl'
   beta: float = 0.5
-  support: Literal['full', 'teacher_topk', 'student_topk'] = 'full'
+  support: Support = 'full'
   k: int = 0
-  tail: Literal['renormalise', 'bucket'] = 'renormalise'
+  tail: Tail = 'renormalise'
   student_temperature: float = 1.0
   teacher_temperature: float = 1.0
   entry_clip_min: float | None = None
@@ -100,6 +107,8 @@ class ObjectiveConfig:
   token_clip: float | None = None
   reduction: Literal['token_mean', 'sample_mean'] = 'token_mean'
   chunk_tokens: int = 1024
+  mode: Mode = 'memory'
+  statistics: bool = True
   implementation: str | None = None
 
 
@@ -123,19 +132,25 @@ def divergence_spec(
   )
 
 
+def implementations(config: ObjectiveConfig) -> tuple[str, ...] | None:
+  """Names of the kernel's implementations, the preferred first; None lets it choose."""
+  return None if config.implementation is None else tuple(config.implementation.split(','))
+
+
 def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
   """Raises `ConfigError` for a divergence that is not defined or not computable."""
   try:
     reference.validate(divergence_spec(config, vocab), vocab)
   except ValueError as error:
     raise ConfigError(f'objective: {str(error).replace("kind=", "objective.divergence=")}') from error
-  if config.implementation is not None:
-    require_choice('objective.implementation', config.implementation, tuple(divergence.IMPLEMENTATIONS))
+  for name in implementations(config) or ():
+    require_choice('objective.implementation', name, tuple(divergence.IMPLEMENTATIONS))
   require(
     config.token_clip is None or config.token_clip > 0,
     f'objective.token_clip is {config.token_clip}; it must be positive, or none.',
   )
   require_choice('objective.reduction', config.reduction, ('token_mean', 'sample_mean'))
+  require_choice('objective.mode', config.mode, MODES)
   require(config.chunk_tokens > 0, f'objective.chunk_tokens is {config.chunk_tokens}; it must be positive.')
 
 

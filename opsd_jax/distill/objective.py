@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.linear_divergence import api as divergence
-from opsd_jax.distill.config import ObjectiveConfig, divergence_spec
+from opsd_jax.distill.config import ObjectiveConfig, divergence_spec, implementations
 from opsd_jax.mesh import RULES
 from opsd_jax.records import length_mask
 
@@ -35,6 +35,7 @@ def compare(
   config: ObjectiveConfig,
   valid_vocab: int,
   softcap: float | None = None,
+  weights: jax.Array | None = None,
 ) -> tuple[jax.Array, divergence.Divergence]:
   """Loss of every token [B, T], after the per-token clip, and the kernel's statistics.
 
@@ -47,6 +48,7 @@ def compare(
     config: the divergence.
     valid_vocab: ids at and beyond it are padding of the head.
     softcap: `final_softcap` of the model, which is student and teacher.
+    weights: [B, T], what the losses will be multiplied by; `speed` is slower without them.
   """
   out = divergence.linear_divergence(
     student_hidden,
@@ -56,8 +58,12 @@ def compare(
     tokens,
     divergence_spec(config, valid_vocab, softcap),
     chunk_tokens=config.chunk_tokens,
-    implementation=config.implementation,
+    mode=config.mode,
+    weights=weights,
+    statistics=config.statistics,
+    implementation=implementations(config),
     batch_axes=RULES['batch'],
+    vocab_axes=RULES['vocab'],
   )
   loss = out.loss if config.token_clip is None else jnp.minimum(out.loss, config.token_clip)
   return loss, out
@@ -69,6 +75,8 @@ def statistics(
   """Sums over sampled tokens of what is reported; divide by the token count for means.
 
   `logp_gap` is |scorer - sampler| of the sampled token's log-prob: what the two programs disagree by.
+  `clip_fallback` counts the tokens whose entry clip took the kernel a second pass, where it tells them
+  apart. What the kernel was not asked for is left out.
   """
   clipped = jnp.zeros_like(loss) if token_clip is None else (out.loss > token_clip).astype(jnp.float32)
   per_token = {
@@ -84,6 +92,8 @@ def statistics(
     'entry_clip_fraction': out.clip_fraction,
     'token_clip_fraction': clipped,
     'agreement': out.agreement,
-    'logp_gap': jnp.abs(out.student_logp - raw_logp),
+    'clip_fallback': out.clip_fallback,
+    'logp_gap': None if out.student_logp is None else jnp.abs(out.student_logp - raw_logp),
   }
-  return {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in per_token.items()}
+  known = {name: value for name, value in per_token.items() if value is not None}
+  return {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in known.items()}

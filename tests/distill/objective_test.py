@@ -290,6 +290,45 @@ def test_without_a_clip_no_token_is_clipped():
   assert float(found['token_clip_fraction']) == 0
 
 
+def test_statistics_that_are_not_asked_for_are_left_out():
+  config = make_config('chunked', support='teacher_topk', k=2, statistics=False)
+  loss, out = compare(random_logits(6, 1, 2), random_logits(7, 1, 2), config)
+  found = objective.statistics(loss, out, jnp.ones((1, 2), bool), jnp.zeros((1, 2)), None)
+  assert set(found) == {'token_loss', 'entry_clip_fraction', 'token_clip_fraction'}
+
+
+def test_second_looks_for_a_clip_are_counted():
+  # A vocabulary of several tiles, and a bound that leaves nothing to a certificate.
+  rng = np.random.default_rng(0)
+  hidden, head = rng.normal(size=(2, 1, 8, 4)), rng.normal(size=(300, 4))
+  arrays = [jnp.asarray(x, jnp.float32) for x in (hidden[0], head, hidden[1], head)]
+  config = make_config('chunked', entry_clip_max=0.0, chunk_tokens=1)
+  loss, out = objective.compare(*arrays, jnp.zeros((1, 8), jnp.int32), config, 300)
+  mask = length_mask(jnp.array([5]), 8)
+  found = objective.statistics(loss, out, mask, jnp.zeros((1, 8)), None)
+  assert float(found['clip_fallback']) == 5
+
+
+@pytest.mark.parametrize('mode', ['memory', 'speed'])
+def test_a_mode_changes_neither_loss_nor_gradient(mode):
+  student, teacher = (jnp.asarray(random_logits(seed, 2, 3), jnp.float32) for seed in (8, 9))
+  weights = objective.token_weights(jnp.array([3, 2]), 3, 'token_mean')
+
+  def loss(student, config):
+    tokens, head = jnp.zeros((2, 3), jnp.int32), jnp.asarray(HEAD)
+    arrays = (student, head, teacher, head, tokens)
+    return jnp.sum(weights * objective.compare(*arrays, config, 5, weights=weights)[0])
+
+  # A token's clip changes the weights that were announced.
+  settings = dict(divergence='both_kl', token_clip=0.5)
+  actual, expected = (
+    jax.value_and_grad(loss)(student, make_config(name, mode=mode, **settings))
+    for name in ('chunked', 'reference')
+  )
+  np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
+  np.testing.assert_allclose(actual[1], expected[1], atol=2e-6)
+
+
 # --- Settings.
 
 
@@ -307,6 +346,11 @@ def test_without_a_clip_no_token_is_clipped():
     (dict(entry_clip_min=0.1, entry_clip_max=0.05), ['entry_clip_min is 0.1', '0.05']),
     (dict(token_clip=0.0), ['objective.token_clip is 0.0', 'none']),
     (dict(token_clip=float('nan')), ['objective.token_clip is nan']),
+    (dict(divergence='both_kl', beta=1.0), ['beta is 1.0', "objective.divergence='forward_kl'"]),
+    (dict(support='sampled', divergence='jsd'), ['sampled', "'jsd'"]),
+    (dict(support='union', k=21), ['k is 21', '20']),
+    (dict(mode='fast'), ["objective.mode is 'fast'"]),
+    (dict(implementation='tpu,chunk'), ["objective.implementation is 'chunk'", "'chunked'"]),
     (dict(implementation='chunk'), ["objective.implementation is 'chunk'", "'chunked'"]),
     (dict(reduction='mean'), ["objective.reduction is 'mean'"]),
     (dict(chunk_tokens=0), ['objective.chunk_tokens is 0']),
@@ -327,6 +371,8 @@ def test_an_objective_that_cannot_work(changes, words):
     dict(support='student_topk', k=20),
     dict(entry_clip_max=0.05),
     dict(token_clip=0.5, implementation='reference'),
+    dict(support='union', k=3, tail='bucket', implementation='tpu,chunked', mode='speed'),
+    dict(support='sampled', divergence='both_kl', statistics=False),
   ],
 )
 def test_an_objective_that_works(changes):

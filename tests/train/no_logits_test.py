@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from kernels import tiles
 from opsd_jax.distill import scoring
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
@@ -79,9 +80,17 @@ def sizes(text):
     ('frozen', dict(divergence='jsd', support='teacher_topk', k=8, tail='bucket')),
   ],
 )
-def test_the_compiled_update_holds_one_chunk_of_logits(kind, choices):
+def test_the_compiled_update_holds_a_tile_of_logits(kind, choices):
   objective = ObjectiveConfig(chunk_tokens=64, implementation='chunked', **choices)
   found = sizes(traced(objective, kind).lower().compile(QUICK).as_text())
+  tile = QUESTIONS * WIDTH * tiles.width(QUESTIONS * WIDTH, VOCAB - 7, 64)
+  assert tile in found, 'a tile of logits should be seen'
+  assert max(found) <= 64 * VOCAB
+
+
+def test_the_fast_update_holds_one_chunk_of_logits():
+  objective = ObjectiveConfig(chunk_tokens=64, implementation='chunked', mode='speed')
+  found = sizes(traced(objective).lower().compile(QUICK).as_text())
   assert 64 * VOCAB in found, 'the chunk of logits should be seen'
   assert max(found) <= 64 * VOCAB
 
