@@ -9,6 +9,7 @@ from kernels import logits as lib
 from kernels import tiles
 from kernels.linear_divergence import columns, reference
 from kernels.linear_divergence.parts import Inputs, Norm, Outcome, Plan, make_tile
+from kernels.linear_divergence.spec import DivergenceSpec
 
 
 class Entries(NamedTuple):
@@ -56,13 +57,28 @@ def sum_entries(plan: Plan, inputs: Inputs, norms: tuple[Norm, Norm], pulled: bo
 
 def _entries(plan: Plan, log_p: jax.Array, log_q: jax.Array):
   """Entries, the same clipped, and the derivatives of these to log q."""
+  values, slopes = _values_and_slopes(plan.spec, log_p, log_q)
+  clipped, back = jax.vjp(lambda values: reference.clip(values, plan.spec), values)
+  return values, clipped, back(slopes)[0]
 
-  def clipped(log_q):
-    values = reference.entries(log_p, log_q, plan.spec)
-    return reference.clip(values, plan.spec), values
 
-  clipped, back, values = jax.vjp(clipped, log_q, has_aux=True)
-  return values, clipped, back(jnp.ones_like(clipped))[0]
+def _values_and_slopes(
+  spec: DivergenceSpec, log_p: jax.Array, log_q: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """`reference.entries` and their derivatives to log q, in as few operations as their kind allows."""
+  p, q = jnp.exp(log_p), jnp.exp(log_q)
+  if spec.kind == 'jsd':
+    # Both probabilities may be 0 in this type; their entry is, too.
+    mixed = jnp.maximum(spec.beta * p + (1 - spec.beta) * q, jnp.finfo(p.dtype).tiny)
+    log_m = jnp.log(mixed)
+    slopes = (1 - spec.beta) * q * (log_q - log_m)
+    return spec.beta * p * (log_p - log_m) + slopes, slopes
+  gap = log_q - log_p
+  forward, reverse = (-p * gap, -p), (q * gap, q * (gap + 1))
+  if spec.kind == 'both_kl':
+    mix = lambda a, b: spec.beta * a + (1 - spec.beta) * b  # noqa: E731
+    return mix(forward[0], reverse[0]), mix(forward[1], reverse[1])
+  return forward if spec.kind == 'forward_kl' else reverse
 
 
 def gradients(
