@@ -111,7 +111,7 @@ def _rows_forward(spec, *arguments):
   of_head = differentiated[1]
   result, residuals = _run(spec, not of_head and spec.support == 'full', *values)
   if residuals.pull is not None:
-    # Hidden states are there for their shape and type alone.
+    # The gradient is there, but for the loss's cotangent.
     return result, residuals._replace(arrays=None, normalisers=None, level=None, head=None)
   return result, residuals._replace(head=() if of_head else None)
 

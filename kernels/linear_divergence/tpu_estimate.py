@@ -33,7 +33,7 @@ class Chip:
     cores: cores that share a kernel's parallel grid axis.
     hertz: clock of a core.
     flops: peak bfloat16 operations per second of the device, all its cores.
-    rate: operations of one matrix instruction (16 rows) per cycle.
+    units: matrix units of a core.
     edge: rows and columns of a matrix unit.
   """
 
@@ -65,7 +65,7 @@ _EXIT = re.compile(r'scmp\.ge\.s32\.totalorder \S+ (\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-  """One Pallas kernel as compiled: instruction bundles of a grid step, and cycles of the same.
+  """One grid step of a Pallas kernel as compiled.
 
   Attributes:
     bundles: instruction bundles, those of inner loops times their trips.

