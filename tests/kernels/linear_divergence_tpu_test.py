@@ -489,6 +489,20 @@ def test_bfloat16_hidden_states(head_dtype):
     assert np.mean(actual[1][1].astype(jnp.bfloat16).astype(jnp.float32) != actual[1][1]) > 0.5
 
 
+@pytest.mark.parametrize('settings', [dict(), dict(kind='reverse_kl'), dict(kind='jsd')])
+def test_narrow_gradients_of_models_that_hardly_differ(settings):
+  # Sums of q·w and of p·w alone, each of narrow weights, would be off by as much as they differ.
+  spec = DivergenceSpec(**settings)
+  student, head, _, _, targets = make_inputs(11, 2, 9, 300, width=32, scale=0.3)
+  teacher = student + 0.02 * np.random.default_rng(0).normal(size=student.shape)
+  student, head, teacher = (jnp.asarray(x, jnp.bfloat16) for x in (student, head, teacher))
+  actual = run((student, head, teacher, head, targets), spec, gradients=(0,))
+  rounded = [np.asarray(x, np.float32) for x in (student, head, teacher, head)]
+  expected = exact((*rounded, targets), spec)
+  assert np.abs(expected[1][0]).max() < 0.05
+  assert_close(actual, (expected[0], expected[1][:1]), gradient=0.01)
+
+
 def test_missing_teacher_head_is_the_students_without_gradient():
   student, head, _, _, targets = make_inputs(8, 2, 9, 300)
   teacher, spec = np.ascontiguousarray(student[:, ::-1]), DivergenceSpec(kind='reverse_kl')
