@@ -18,10 +18,10 @@ NOBODY = -1  # Id of a place in a list that no logit has taken.
 
 
 class Lists(NamedTuple):
-  """Logits and their ids in lists [depth, B, T, bins], the largest first."""
+  """Logits and their ids, the largest of every list first: [B, T, bins] for each place in a list."""
 
-  values: jax.Array
-  ids: jax.Array
+  values: tuple[jax.Array, ...]
+  ids: tuple[jax.Array, ...]
 
 
 class Ranked(NamedTuple):
@@ -44,15 +44,17 @@ def empty(plan: Plan, rows: tuple[int, int], k: int, dtype: jnp.dtype) -> Lists:
   """Lists without entries, for the k largest: so many that few share one, but no more than a tile."""
   room = max(32, plan.tile // plan.depth // 32 * 32)
   bins = min(plan.bins, room, max(128, 8 * 2 ** (k - 1).bit_length()))
-  shape = (plan.depth, *rows, bins)
-  return Lists(jnp.full(shape, FLOOR, dtype), jnp.full(shape, NOBODY, jnp.int32))
+  values, ids = jnp.full((*rows, bins), FLOOR, dtype), jnp.full((*rows, bins), NOBODY, jnp.int32)
+  return Lists((values,) * plan.depth, (ids,) * plan.depth)
 
 
 def insert(lists: Lists, logits: jax.Array, ids: jax.Array) -> Lists:
   """The lists with the logits [B, T, n] of a tile at `ids` [n]."""
-  bins, missing = lists.values.shape[-1], -logits.shape[-1] % lists.values.shape[-1]
+  bins = lists.values[0].shape[-1]
+  missing = -logits.shape[-1] % bins
   logits = jnp.pad(logits, [(0, 0), (0, 0), (0, missing)], constant_values=FLOOR)
   ids = jnp.pad(ids, (0, missing), constant_values=NOBODY)
+
   values, names = list(lists.values), list(lists.ids)
   for start in range(0, logits.shape[-1], bins):
     value = jax.lax.slice_in_dim(logits, start, start + bins, axis=2)
@@ -61,17 +63,15 @@ def insert(lists: Lists, logits: jax.Array, ids: jax.Array) -> Lists:
       above = value > values[place]
       values[place], value = jnp.where(above, value, values[place]), jnp.where(above, values[place], value)
       names[place], name = jnp.where(above, name, names[place]), jnp.where(above, names[place], name)
-  return Lists(jnp.stack(values), jnp.stack(names))
+  return Lists(tuple(values), tuple(names))
 
 
 def rank(plan: Plan, lists: Lists, k: int) -> Ranked:
   """The k best of all lists, on all devices that share the vocabulary."""
-  flat = lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:3], -1)  # noqa: E731
+  kept, names = (jnp.concatenate(x, axis=-1) for x in lists)
   bound = tiles.greatest(lists.values[-1].max(-1), plan.axes)
-  values, places = jax.lax.top_k(
-    flat(lists.values), min(k + 1, lists.values.shape[0] * lists.values.shape[-1])
-  )
-  ids = jnp.take_along_axis(flat(lists.ids), places, axis=-1)
+  values, places = jax.lax.top_k(kept, min(k + 1, kept.shape[-1]))
+  ids = jnp.take_along_axis(names, places, axis=-1)
   return _cut(*_gathered(plan, values, ids), k, bound)
 
 

@@ -343,6 +343,16 @@ def on(mesh, arrays, targets, spec, weights, **settings):
     return step(*arrays[:2]), step.as_text()
 
 
+def assert_same(*outcomes):
+  # How often a clip is looked at again depends on the width of a tile, and nothing on that.
+  actual, expected = (
+    jax.tree.leaves((dataclasses.replace(result, clip_fallback=None), gradients))
+    for result, gradients in outcomes
+  )
+  for left, right in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(left, right, atol=3e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
   'spec, settings',
   [
@@ -360,10 +370,7 @@ def test_devices_that_share_the_vocabulary_change_nothing(spec, settings):
   arrays = (arrays[0], arrays[1].at[640].set(arrays[1][3]), *arrays[2:])
   ((_, expected), pulls), _ = on(mesh_of(1, 1), arrays, targets, spec, weights, **settings)
   ((_, actual), gradients), _ = on(mesh_of(2, 4), arrays, targets, spec, weights, **settings)
-  for left, right in zip(
-    jax.tree.leaves((actual, gradients)), jax.tree.leaves((expected, pulls)), strict=True
-  ):
-    np.testing.assert_allclose(left, right, atol=3e-5, rtol=1e-5)
+  assert_same((actual, gradients), (expected, pulls))
 
 
 def test_devices_exchange_numbers_per_position_alone():
@@ -385,7 +392,4 @@ def test_a_vocabulary_that_no_axis_divides_stays_whole():
   arrays, targets, weights = make(14, 2, 4, 701)
   ((_, expected), pulls), _ = on(mesh_of(1, 1), arrays, targets, OPSD, weights)
   ((_, actual), gradients), _ = on(mesh_of(2, 4), arrays, targets, OPSD, weights)
-  for left, right in zip(
-    jax.tree.leaves((actual, gradients)), jax.tree.leaves((expected, pulls)), strict=True
-  ):
-    np.testing.assert_allclose(left, right, atol=3e-5, rtol=1e-5)
+  assert_same((actual, gradients), (expected, pulls))
