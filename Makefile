@@ -33,6 +33,9 @@ quickstart-seeds: .venv/.base ## the same with five seeds, for error bars
 bench: .venv/.base ## time the kernels, the sampler and the training step, into runs/bench
 	$(PY) -m experiments.bench --workdir=runs/bench $(ARGS)
 
+bench-grading: .venv/.base ## time the grading of mathematics, into runs/bench-grading
+	$(PY) -m experiments.bench_grading --workdir=runs/bench-grading $(ARGS)
+
 test: .venv/.test ## the fast tests
 	$(PYTEST) -m 'not slow' $(ARGS)
 
@@ -99,4 +102,4 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help quickstart quickstart-seeds bench test test-all test-reference lint check clean
+.PHONY: help quickstart quickstart-seeds bench bench-grading test test-all test-reference lint check clean

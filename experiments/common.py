@@ -108,6 +108,7 @@ def _claim_origin(path: str, origin: dict[str, str]) -> None:
     began = json.load(file)
   causes = {
     'problems': 'the problems (data.path)',
+    'retention': 'the problems of other tasks (evaluate.retention)',
     'prompts': 'the tokenizer, its chat template or the wording (tokenizer.path)',
   }
   changed = [causes[name] for name in causes if began.get(name) != origin.get(name)]

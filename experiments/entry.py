@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
@@ -12,11 +12,17 @@ from opsd_jax.config import ConfigError
 from opsd_jax.train.loop import TrainingStopped
 
 
-def run(main: Callable[[], int | None], documentation: str | None, words: str = 'see --help') -> None:
+def run(
+  main: Callable[..., int | None],
+  documentation: str | None,
+  words: str = 'see --help',
+  operands: Sequence[str] = (),
+) -> None:
   """Runs `main`: `--help` shows the documentation, and an expected error is one clear line.
 
-  `words` is the advice for a word that is no flag. Ends with code 2 for a setting that cannot work, 1 for
-  a run that had to stop, else with `main`'s.
+  `words` is the advice for a word that is no flag. `operands` names the words that the command takes, in
+  order: all must be there, and `main` is called with them. Ends with code 2 for a setting that cannot work,
+  1 for a run that had to stop, else with `main`'s.
   """
   sys.modules['__main__'].__doc__ = documentation
 
@@ -24,11 +30,12 @@ def run(main: Callable[[], int | None], documentation: str | None, words: str = 
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # absl's default shows every step of every checkpoint
     try:
-      if len(arguments) > 1:
-        raise ConfigError(f'{arguments[1]!r} is not a flag; {words}.')
-      code = main() or 0
+      code = main(*taken(arguments[1:], operands, words)) or 0
       sys.stdout.flush()
       return code
+    except KeyboardInterrupt:
+      print('\nstopped', file=sys.stderr)
+      return 128 + signal.SIGINT
     except BrokenPipeError:  # who read our output, such as `| head`, has seen enough
       _discard_output()
       return 128 + signal.SIGPIPE
@@ -40,6 +47,19 @@ def run(main: Callable[[], int | None], documentation: str | None, words: str = 
       return 2 if isinstance(error, ConfigError) else 1
 
   app.run(guarded)
+
+
+def taken(given: Sequence[str], operands: Sequence[str], words: str) -> Sequence[str]:
+  """The words for `operands`.
+
+  Raises:
+    ConfigError: one is missing, or there is one more.
+  """
+  if len(given) > len(operands):
+    raise ConfigError(f'{given[len(operands)]!r} is not a flag; {words}.')
+  if len(given) < len(operands):
+    raise ConfigError(f'{" ".join(operands[len(given) :])} is missing; {words}.')
+  return given
 
 
 def _discard_output() -> None:

@@ -18,7 +18,7 @@ import jax
 from absl import flags
 
 from experiments import entry
-from experiments.options import DTYPE, OUTPUT
+from experiments.options import BASE, CHECKPOINT, DTYPE, OUTPUT, STEP
 from opsd_jax import config as configs
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.config import ConfigError, require
@@ -31,21 +31,16 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.train import state
 from opsd_jax.train.config import OptimizerConfig
 
-for shared in ('output', 'dtype'):
+for shared in ('checkpoint', 'base', 'step', 'output', 'dtype'):
   flags.declare_key_flag(shared)
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Folder of the run, as --workdir of experiments.train.')
-_BASE = flags.DEFINE_string(
-  'base', None, "Folder of the model that training began from; left out: the run's weights.path, if any."
-)
-_STEP = flags.DEFINE_string('step', 'latest', 'Checkpoint to read: latest, best or a number of updates.')
 _MERGE = flags.DEFINE_bool('merge_lora', False, 'Add the adapters of a run with LoRA into the weights.')
 
 
 def main() -> None:
   """Reads, writes and says what was written."""
-  require(bool(_CHECKPOINT.value), '--checkpoint is missing; name the folder of a run.')
+  require(bool(CHECKPOINT.value), '--checkpoint is missing; name the folder of a run.')
   require(bool(OUTPUT.value), '--output is missing; name a folder to write.')
-  workdir, output = _CHECKPOINT.value, OUTPUT.value
+  workdir, output = CHECKPOINT.value, OUTPUT.value
   experiment = read_experiment(workdir)
   adapted = experiment.lora.rank > 0
   require(
@@ -62,7 +57,7 @@ def main() -> None:
     f'the run in {workdir} began with a cold start, which changed the weights that its adapters belong to, '
     'so that they fit no other folder; add --merge_lora.',
   )
-  base, step = base_folder(experiment, _BASE.value), _step(_STEP.value)
+  base, step = base_folder(experiment, BASE.value), read_step(STEP.value)
   if alone and base is not None:
     _require_same_model(base, experiment.model)
   mesh = make_mesh(MeshConfig())
@@ -199,7 +194,12 @@ def _shapes(spec: ModelSpec, mesh: jax.sharding.Mesh) -> dict[tuple[str, ...], t
   return {path: leaf.shape for path, leaf in described.items()}
 
 
-def _step(text: str) -> int | str | None:
+def read_step(text: str) -> int | str | None:
+  """What --step means to `read_trained`.
+
+  Raises:
+    ConfigError: it is something else than latest, best or a number.
+  """
   require(
     text in ('latest', 'best') or text.isdecimal(),
     f'--step={text} is not latest, best or a number of updates.',

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from opsd_jax.evaluate import accuracy
+from opsd_jax.evaluate import accuracy, retention
 from opsd_jax.experiment import Experiment, assemble, with_control
 from opsd_jax.files import write_json
 from opsd_jax.models import lora
@@ -37,11 +37,16 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
     done = runs['opsd'].progress
     for control in experiment.controls:
       arm = with_control(experiment, control, done.ledger.sampled, done.updates)
-      changed = assemble(arm, setup.mesh, setup.splits, setup.dropped)
+      changed = assemble(arm, setup.mesh, setup.splits, setup.dropped, setup.retention)
       folder = os.path.join(workdir, 'controls', control.name)
       runs[control.name] = distill.run(changed, folder, base, label=control.name)
     evaluated = _evaluate_all(setup, runs, os.path.join(workdir, 'evaluation'))
-  results = _results(experiment, setup, runs, evaluated)
+    arms = {name: run.progress for name, run in runs.items()}
+    chosen = distill.best(setup, workdir, base)
+    if chosen is not None:
+      arms['opsd_best'] = chosen.progress
+      evaluated['opsd_best'] = _evaluate_best(setup, base, chosen, arms['opsd'], evaluated['opsd'], workdir)
+  results = _results(experiment, setup, arms, evaluated)
   write_json(os.path.join(workdir, 'results.json'), results)
   return results
 
@@ -59,6 +64,16 @@ def _evaluate_all(setup: Setup, runs: dict[str, loop.Finished], folder: str) -> 
   }
 
 
+def _evaluate_best(
+  setup: Setup, base: Params, chosen: loop.Finished, last: loop.Progress, row: dict[str, Any], workdir: str
+) -> dict[str, Any]:
+  """The row of the best checkpoint; where that is the last one, the last one's `row`, paid for once."""
+  if chosen.progress.updates == last.updates:
+    return row | {'spent': dataclasses.asdict(ledger.Ledger()), 'seconds': 0.0}
+  params = lora.complete(setup.lora, base, chosen.params)
+  return _evaluate(setup, params, 'student', chosen, os.path.join(workdir, 'evaluation', 'opsd_best.json'))
+
+
 def _evaluate(
   setup: Setup, params: Params, role: Role, run: loop.Finished | None, path: str
 ) -> dict[str, Any]:
@@ -71,11 +86,16 @@ def _evaluate(
       return saved
   began = time.monotonic()
   measured, verdicts = accuracy.measure(setup.exam, params, setup.splits.test, role, setup.evaluate)
+  # The teacher's view has no privilege to show of another task's problems.
+  others, asked = retention.track(
+    setup.exam, params, setup.retention if role == 'student' else (), setup.evaluate
+  )
   adapters = lora.size(setup.lora, setup.spec) if run else 0
   spent = ledger.Ledger()
-  for v in verdicts:
+  for v in (*verdicts, *asked):
     spent += ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel(), adapters)
   row = _row(measured, setup) | {
+    'retention': others,
     'updates': updates,
     'spent': dataclasses.asdict(spent),
     'seconds': time.monotonic() - began,
@@ -101,9 +121,10 @@ def _row(measured: accuracy.Accuracy, setup: Setup) -> dict[str, Any]:
 
 
 def _results(
-  experiment: Experiment, setup: Setup, runs: dict[str, loop.Finished], evaluated: dict[str, dict[str, Any]]
+  experiment: Experiment, setup: Setup, arms: dict[str, loop.Progress], evaluated: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-  seconds = {name: run.progress.seconds for name, run in runs.items()}
+  """`arms` are what was trained, by name."""
+  seconds = {name: progress.seconds for name, progress in arms.items()}
   phases = {
     'cold_start': seconds['cold_start'],
     'opsd': seconds['opsd'],
@@ -119,10 +140,11 @@ def _results(
     'seed': experiment.seed,
     **table,
     'problems': problems(setup),
-    'tokens': dataclasses.asdict(runs['opsd'].progress.ledger),
-    'arms': {name: _arm(run.progress) for name, run in runs.items()},
+    'cleaning': setup.cleaning,
+    'tokens': dataclasses.asdict(arms['opsd'].ledger),
+    'arms': {name: _arm(progress) for name, progress in arms.items()},
     'evaluation': {name: row['spent'] for name, row in evaluated.items()},
-    'validation': {name: dataclasses.asdict(run.progress.validation) for name, run in runs.items()},
+    'validation': {name: dataclasses.asdict(progress.validation) for name, progress in arms.items()},
     'seconds': phases | {'total': sum(phases.values())},
     'versions': versions(),
     'machine': machine(),

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
@@ -13,14 +13,16 @@ from opsd_jax import config as configs
 from opsd_jax.checkpoint import config as checkpoint_room
 from opsd_jax.checkpoint.config import CheckpointConfig
 from opsd_jax.config import ConfigError, require
-from opsd_jax.data import index, source
+from opsd_jax.data import cleaning, index, source
 from opsd_jax.data.config import DataConfig
 from opsd_jax.data.source import Splits
 from opsd_jax.distill import config as distill_room
 from opsd_jax.distill import views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
+from opsd_jax.evaluate import against, retention
 from opsd_jax.evaluate import config as evaluate_room
 from opsd_jax.evaluate.config import EvaluateConfig
+from opsd_jax.evaluate.retention import RetentionSet
 from opsd_jax.grade import config as grade_room
 from opsd_jax.grade.config import GradeConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
@@ -93,10 +95,12 @@ _RESERVED = (
   'teacher_view',
   'cold_start',
   'opsd',
+  'opsd_best',
   'experiment',
   'seed',
   'tokens',
   'problems',
+  'cleaning',
   'arms',
   'evaluation',
   'validation',
@@ -208,16 +212,24 @@ def build(experiment: Experiment) -> Setup:
   Raises:
     ConfigError: as `validate`; also where the devices do not fit the mesh, or where a prompt or a
       worked solution, under the experiment or one of its controls, does not fit its width and
-      `data.too_long` does not say to leave such problems out, or none is left.
+      `data.too_long` does not say to leave such problems out, or none is left; or where training problems
+      repeat each other or a benchmark's and the settings say that this is an error.
   """
   validate(experiment)
-  splits, dropped, origin = _fitting(experiment, source.load(experiment.data))
+  e, tokenizer = experiment, text_room.make_tokenizer(experiment.tokenizer)
+  others = retention.open_sets(e.evaluate, e.views, e.grade, tokenizer)
+  benchmarks = retention.with_benchmarks(against.load_benchmarks(e.data.contamination), others)
+  cleaned = cleaning.clean(source.load(e.data), e.data, benchmarks)
+  splits, dropped, origin = _fitting(experiment, cleaned.splits)
+  dropped['train'] = {**cleaned.report.left_out, **dropped['train']}
   for setting, rows in _needed(experiment).items():
     require(
       len(splits.train) >= rows, f'{setting} is {rows}, but only {len(splits.train)} training problems.'
     )
-  setup = assemble(experiment, make_mesh(experiment.mesh), splits, dropped)
-  return dataclasses.replace(setup, origin={'problems': origin, 'prompts': _prompts_digest(setup)})
+  setup = assemble(e, make_mesh(e.mesh), splits, dropped, others)
+  digests = {'problems': origin, 'prompts': _prompts_digest(setup)}
+  asked = {'retention': ' '.join(one.digest for one in others)} if others else {}
+  return dataclasses.replace(setup, origin=digests | asked, cleaning=cleaned.report.to_dict())
 
 
 def _prompts_digest(setup: Setup) -> str:
@@ -232,7 +244,11 @@ def _prompts_digest(setup: Setup) -> str:
 
 
 def assemble(
-  experiment: Experiment, mesh: jax.sharding.Mesh, splits: Splits, dropped: Mapping[str, Mapping[str, int]]
+  experiment: Experiment,
+  mesh: jax.sharding.Mesh,
+  splits: Splits,
+  dropped: Mapping[str, Mapping[str, int]],
+  others: Sequence[RetentionSet] = (),
 ) -> Setup:
   """The workbench of a checked experiment, or of a control, on problems that fit it."""
   e = experiment
@@ -258,6 +274,7 @@ def assemble(
     evaluate=e.evaluate,
     checkpoint=e.checkpoint,
     metrics=e.metrics,
+    retention=others,
   )
 
 

@@ -11,6 +11,7 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 
 import importlib.util  # noqa: E402
 import pathlib  # noqa: E402
+import signal  # noqa: E402
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -21,6 +22,11 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 hypothesis.settings.register_profile('repeatable', derandomize=True, deadline=None)
 hypothesis.settings.load_profile('repeatable')
+
+# A shell starts what it runs in the background with the interrupt key ignored, and commands that the tests
+# start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import pathlib
 import typing
 
@@ -215,9 +216,40 @@ def test_build_makes_the_workbench():
   assert setup.resolved == configs.to_dict(changed(*SHRUNK))
   # Every other part of the workbench is the config of its room.
   made = {'seed', 'spec', 'mesh', 'tokenizer', 'splits', 'dropped', 'origin', 'resolved'}
+  made |= {'retention', 'cleaning'}
   rooms = {f.name for f in dataclasses.fields(setup)} - made
   assert all(getattr(setup, room) == getattr(changed(*SHRUNK), room) for room in rooms)
   assert len(rooms) == 14
+
+
+def test_training_problems_are_checked_against_whole_benchmarks_and_what_is_tracked(tmp_path):
+  def write(name, sums):
+    rows = [{'problem': f'{a}+{a + 1}*{a + 2}', 'solution': f'={a}', 'answer': str(a)} for a in sums]
+    (tmp_path / name).write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return tmp_path / name
+
+  write('train.jsonl', range(10, 70))
+  whole, other = write('whole.jsonl', [200, 69, 300]), write('other.jsonl', [400, 68])
+  setup = lib.build(
+    changed(
+      *SHRUNK,
+      'data.source=files',
+      f'data.path={tmp_path}/train.jsonl',
+      'data.test=none',
+      'data.test_problems=4',
+      'data.validation_problems=4',
+      'views.teacher={problem}:',
+      'cold_start.updates=0',
+      f'data.contamination.path={tmp_path}',
+      f'data.contamination.benchmarks=whole={whole}',
+      f'evaluate.retention.benchmarks=whole={whole},other={other}',
+      'evaluate.retention.problems=2',
+    )
+  )
+  found = {name: (one['problems'], one['repeated']) for name, one in setup.cleaning['repeated'].items()}
+  assert found == {'test': (4, 0), 'validation': (4, 0), 'whole': (3, 1), 'other': (2, 1)}
+  assert len(setup.splits.train) == 60 - 4 - 4 - 2 and len(setup.retention[0].problems) == 2
+  assert setup.dropped['train'] == setup.cleaning['left_out'] and sum(setup.dropped['train'].values()) == 2
 
 
 def test_a_control_shares_the_mesh_and_the_problems_of_the_main_run():

@@ -19,7 +19,10 @@ from opsd_jax.rollout.stream import Drawn
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """What sampling takes beside the prompts; `vocab` ids are the tokenizer's, the head may have more."""
+  """What sampling takes beside the prompts.
+
+  `vocab` ids are the tokenizer's, the head may have more; `samples` of each prompt are drawn side by side.
+  """
 
   spec: ModelSpec
   mesh: jax.sharding.Mesh
@@ -64,7 +67,9 @@ class Meter:
     return '\n'.join(lines)
 
 
-def draw(sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int, meter: Meter) -> Iterator[Drawn]:
+def draw(
+  sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int, meter: Meter, first: int = 0
+) -> Iterator[Drawn]:
   """Yields tokens as they are drawn, `every` of them at a time; compiles what is new before.
 
   Args:
@@ -73,14 +78,15 @@ def draw(sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int, met
     budget: int32 [B], tokens of every row; rows of 0 are not drawn, and their prompts not counted.
     every: tokens of a dispatch.
     meter: is told what it took.
+    first: the number of each prompt's first sample here.
   """
   shape = (*prompts.ids.shape, every)
   if shape not in meter.shapes:
     with meter.timed('compile'):  # rows without a budget: everything is compiled and nothing is drawn
-      for _ in _stream(sampler, prompts, np.zeros_like(budget), every):
+      for _ in _stream(sampler, prompts, np.zeros_like(budget), every, first):
         pass
     meter.shapes.add(shape)
-  parts = _stream(sampler, prompts, budget, every)
+  parts = _stream(sampler, prompts, budget, every, first)
   with meter.timed('read'):
     next(parts)
   asked = (budget.reshape(len(prompts.length), -1) > 0).any(1)
@@ -94,7 +100,9 @@ def draw(sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int, met
     yield part
 
 
-def _stream(sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int) -> Iterator[Drawn]:
+def _stream(
+  sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int, first: int
+) -> Iterator[Drawn]:
   return stream.stream(
     sampler.spec,
     sampler.params,
@@ -102,6 +110,7 @@ def _stream(sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int) 
     sampler.sampling,
     eos_ids=sampler.eos_ids,
     per_question=sampler.samples,
+    first=first,
     seed=sampler.seed,
     valid_vocab=sampler.vocab,
     max_tokens=budget,

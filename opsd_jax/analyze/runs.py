@@ -17,6 +17,7 @@ LABELS = {
   'base': 'cold start (base)',
   'teacher_view': "base, teacher's view",
   'opsd': 'OPSD',
+  'opsd_best': 'OPSD, best by validation',
   'no_privilege': 'control: no privilege',
   'sharpened_no_privilege': 'control: no privilege, sharpened',
 }

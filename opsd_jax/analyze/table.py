@@ -10,7 +10,7 @@ from opsd_jax.analyze.runs import label
 Labels = Mapping[str, str] | None
 
 NONE = '–'
-_FIRST = ('base', 'teacher_view', 'opsd')
+_FIRST = ('base', 'teacher_view', 'opsd', 'opsd_best')
 _LEDGER_OF = {'base': 'cold_start'}  # the training that made the weights of an evaluated arm
 _UNITS = ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M'))
 
@@ -112,7 +112,7 @@ def _pair(arm: Mapping[str, Any] | None) -> str:
 
 def _margins(runs: Sequence[Mapping[str, Any]], other: str) -> str:
   both = [run for run in runs if 'opsd' in run and other in run]
-  if other == 'opsd' or not both:
+  if other in ('opsd', 'opsd_best') or not both:
     return ''
   smallest = [
     min(run['opsd'][key] - run[other][key] for run in both) for key in ('sampled_accuracy', 'greedy_accuracy')

@@ -1,65 +1,17 @@
-"""Which problems a run works on, and how a row of somebody's data becomes one."""
+"""Which problems a run works on."""
 
 import dataclasses
 from typing import Literal
 
-from opsd_jax.config import ConfigError, nearest, require, require_choice
+from opsd_jax.config import require, require_choice
 from opsd_jax.data import chains as digit_chains
+from opsd_jax.data import contamination as contamination_check
+from opsd_jax.data import filters as training_filters
+from opsd_jax.data.contamination import ContaminationConfig
+from opsd_jax.data.filters import FiltersConfig
+from opsd_jax.data.schemas import FieldsConfig, validate_fields
 
 SOURCES = ('chains', 'files', 'tfds')
-_TEXTS = ('problem', 'solution', 'answer')  # what a view shows of every problem
-
-
-@dataclasses.dataclass(frozen=True)
-class FieldsConfig:
-  """The names that a row's fields have.
-
-  A dot reaches into a nested field: `reward_model.ground_truth`, and `prompt.0.content` for the first of
-  a list.
-
-  Attributes:
-    problem: the question.
-    solution: the worked solution; none where the data has no solutions, and the text is then empty.
-    answer: the final answer, a text or a number; not read where there is an `answer_marker`.
-    id: a name that no other row has; none: `<split>/<row>`, counted from 0.
-    answer_marker: the answer is what follows the last such text in the solution field, and the solution
-      is what stands before it; GSM8K has `####`. Of such an answer the separators of thousands are
-      left out, `1,080` is 1080, because a model that writes 1080 is right.
-    meta: further text fields for views, which show them under the last part of their name.
-  """
-
-  problem: str = 'problem'
-  solution: str | None = 'solution'
-  answer: str = 'answer'
-  id: str | None = None
-  answer_marker: str | None = None
-  meta: tuple[str, ...] = ()
-
-  @staticmethod
-  def named(name: str) -> 'FieldsConfig':
-    """The fields of a well-known schema.
-
-    Raises:
-      ConfigError: there is no such schema.
-    """
-    if name not in NAMED:
-      raise ConfigError(f'fields {name!r} are unknown.{nearest(name, NAMED)}')
-    return NAMED[name]
-
-  def columns(self) -> tuple[str, ...]:
-    """The top-level fields that are read."""
-    answer = None if self.answer_marker else self.answer
-    named = [self.problem, self.solution, answer, self.id, *self.meta]
-    return tuple(dict.fromkeys(part for n in named if n is not None for part in (n, n.split('.')[0])))
-
-
-NAMED = {
-  'default': FieldsConfig(),
-  'gsm8k': FieldsConfig(problem='question', solution='answer', answer_marker='####'),
-  'math': FieldsConfig(),
-  'openthoughts': FieldsConfig(answer='Answer', meta=('COT_Reason',)),
-  'verl': FieldsConfig(problem='prompt.0.content', solution=None, answer='reward_model.ground_truth'),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +33,9 @@ class DataConfig:
     fields: names of a row's fields; data sets of `experiments.data` are read as they were written.
     too_long: what happens to a problem that does not fit its width: `drop` counts it, `error` ends the run.
     seed: which problems are held out; the same for every run, so that runs share their test set.
+    filters: which training problems of files or prepared data sets are left out, for length or as copies.
+    contamination: the check of those problems against benchmarks and the run's own held-out problems. Equal
+      texts in the training and the test split are an error whatever it says.
   """
 
   source: Literal['chains', 'files', 'tfds'] = 'chains'
@@ -94,12 +49,16 @@ class DataConfig:
   fields: FieldsConfig = FieldsConfig()
   too_long: Literal['drop', 'error'] = 'error'
   seed: int = 0
+  filters: FiltersConfig = FiltersConfig()
+  contamination: ContaminationConfig = ContaminationConfig()
 
 
 def validate(config: DataConfig) -> None:
   """Raises `ConfigError` for settings that cannot work; reads no data."""
   require_choice('data.source', config.source, SOURCES)
   require_choice('data.too_long', config.too_long, ('drop', 'error'))
+  training_filters.validate(config.filters)
+  contamination_check.validate(config.contamination)
   if config.source == 'chains':
     digit_chains.validate(config.chains)
     return
@@ -142,24 +101,3 @@ def _validate_splits(config: DataConfig) -> None:
     f'data.train and data.test are both {config.train!r}; to hold the test problems out of it, set '
     'data.test=none and data.test_problems.',
   )
-
-
-def validate_fields(fields: FieldsConfig) -> None:
-  """Raises `ConfigError` where the fields do not make a problem."""
-  require(bool(fields.problem), 'data.fields.problem is empty; name the field of the question.')
-  require(
-    bool(fields.answer_marker or fields.answer),
-    'data.fields.answer is empty; name the field of the final answer, or set data.fields.answer_marker.',
-  )
-  require(
-    not fields.answer_marker or fields.solution is not None,
-    f'data.fields.answer_marker is {fields.answer_marker!r}, but data.fields.solution, where it would '
-    'stand, is none; name that field.',
-  )
-  shown = [name.split('.')[-1] for name in fields.meta]
-  for name in shown:
-    require(
-      name and name not in _TEXTS and shown.count(name) == 1,
-      f'data.fields.meta would show two texts as {name!r}; the last parts of its names must differ from '
-      f'each other and from {", ".join(_TEXTS)}.',
-    )

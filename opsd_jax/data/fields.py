@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from opsd_jax.config import ConfigError, nearest
-from opsd_jax.data.config import FieldsConfig
+from opsd_jax.data.schemas import FieldsConfig
 from opsd_jax.records import Problem
 
 _MISSING = object()
 _THOUSANDS = re.compile(r'(?<=\d),(?=\d{3}(?!\d))')
+_BOXED = '\\boxed'
+_SHOWN = 200  # characters of a question in a message
 _DEPTH = 16  # levels of a row that are named
 
 
@@ -30,7 +32,7 @@ def reader(
 
   def read(number: int, row: Mapping[str, Any]) -> Problem:
     place, number = where(number), int(number)
-    problem = _filled(row, fields.problem, 'problem', place)
+    problem = _bare(fields, _filled(row, fields.problem, 'problem', place), place)
     solution, answer = _solution_and_answer(fields, row, place)
     return Problem(
       id=f'{split}/{number}' if fields.id is None else _filled(row, fields.id, 'id', place).strip(),
@@ -44,11 +46,38 @@ def reader(
   return read
 
 
+def _bare(fields: FieldsConfig, question: str, place: str) -> str:
+  """The question without the instruction around it."""
+  if fields.prefix is None and fields.suffix is None:
+    return question
+  bare = question.strip()
+  for name in ('prefix', 'suffix'):
+    given = (getattr(fields, name) or '').strip()
+    if not (bare.startswith(given) if name == 'prefix' else bare.endswith(given)):
+      raise ConfigError(
+        f'{place}: the question does not {"begin" if name == "prefix" else "end"} with '
+        f'data.fields.{name}={given!r}; name the schema of this file, or set it to none. It is '
+        f'{_cut(bare)!r}.'
+      )
+    bare = (bare.removeprefix(given) if name == 'prefix' else bare.removesuffix(given)).strip()
+  if not bare:
+    raise ConfigError(
+      f'{place}: nothing but the instruction stands in {fields.problem!r}; leave the row out.'
+    )
+  return bare
+
+
+def _cut(text: str) -> str:
+  return text if len(text) <= _SHOWN else f'{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}'
+
+
 def _solution_and_answer(fields: FieldsConfig, row: Mapping[str, Any], place: str) -> tuple[str, str]:
   marker = fields.answer_marker
   solution = '' if fields.solution is None else text(row, fields.solution, 'solution', place)
   if not marker:
     return solution, _filled(row, fields.answer, 'answer', place).strip()
+  if marker == _BOXED:
+    return solution, _boxed(fields, solution, place)
   before, found, answer = solution.rpartition(marker)
   if not found or not answer.strip():
     raise ConfigError(
@@ -56,6 +85,22 @@ def _solution_and_answer(fields: FieldsConfig, row: Mapping[str, Any], place: st
       'mend the row or leave it out.'
     )
   return before.strip(), _THOUSANDS.sub('', answer.strip())
+
+
+def _boxed(fields: FieldsConfig, solution: str, place: str) -> str:
+  """What the last \\boxed{...} of a solution holds; braces inside of it are paired."""
+  _, found, rest = solution.rpartition(_BOXED)
+  rest, depth = rest.lstrip(), 0
+  for end, letter in enumerate(rest if found and rest.startswith('{') else ''):
+    depth += (letter == '{') - (letter == '}')
+    if depth == 0 and rest[1:end].strip():
+      return rest[1:end].strip()
+    if depth == 0:
+      break
+  raise ConfigError(
+    f'{place}: the field {fields.solution!r} has no answer in a last {_BOXED}{{...}} '
+    '(data.fields.answer_marker); mend the row or leave it out.'
+  )
 
 
 def _filled(row: Mapping[str, Any], name: str, role: str, place: str) -> str:

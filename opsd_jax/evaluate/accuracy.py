@@ -1,7 +1,7 @@
 """Accuracy of one parameter tree under one view: rollouts, graded and averaged."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -11,11 +11,11 @@ from opsd_jax.distill import views
 from opsd_jax.distill.config import ViewsConfig
 from opsd_jax.evaluate.config import EvaluateConfig
 from opsd_jax.evaluate.statistics import Estimate, mean_accuracy, pass_at_k
-from opsd_jax.grade import exact
+from opsd_jax.grade import grading
 from opsd_jax.grade.config import GradeConfig
 from opsd_jax.models.model import Params
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Problem, Prompts, Role, Rollout
+from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout
 from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import SamplingConfig
 from opsd_jax.text.tokenizer import Tokenizer
@@ -23,13 +23,17 @@ from opsd_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-  """What asking a model takes, whatever its weights: its shape, the texts, and how answers are read."""
+  """What asking a model takes, whatever its weights: its shape, the texts, and how answers are read.
+
+  `mark` gives verdicts on completions of problems; None: by the rules of `grade`.
+  """
 
   spec: ModelSpec
   mesh: jax.sharding.Mesh
   views: ViewsConfig
   tokenizer: Tokenizer
   grade: GradeConfig = GradeConfig()
+  mark: Callable[[Sequence[Problem], Sequence[str]], Graded] | None = None
 
   @property
   def valid_vocab(self) -> int:
@@ -107,13 +111,19 @@ def answer_problems(
         valid_vocab=exam.valid_vocab,
       )
     )
-    answers = [problems[r].answer for r in np.repeat(rows, samples)]
-    graded = exact.grade(decode_rollout(rollout, exam.tokenizer), answers, exam.grade)
+    graded = _grade(exam, [problems[r] for r in np.repeat(rows, samples)], rollout)
     columns.append(
       [x.reshape(batch, samples) for x in (graded.correct, graded.answered, rollout.stopped, rollout.length)]
     )
   stacked = [np.concatenate(parts)[: len(problems)] for parts in zip(*columns, strict=True)]
   return Verdicts(*stacked, prompt_length=np.asarray(prompts.length))
+
+
+def _grade(exam: Exam, asked: Sequence[Problem], rollout: Rollout) -> Graded:
+  completions = decode_rollout(rollout, exam.tokenizer)
+  if exam.mark is not None:
+    return exam.mark(asked, completions)
+  return grading.grade(completions, [p.answer for p in asked], exam.grade)
 
 
 def _prompts(exam: Exam, problems: Sequence[Problem], role: Role) -> Prompts:

@@ -7,6 +7,26 @@ from opsd_jax.rollout.config import SamplingConfig, validate_sampling
 
 
 @dataclasses.dataclass(frozen=True)
+class RetentionConfig:
+  """Problems of other tasks, asked whenever the validation problems are, so that forgetting shows.
+
+  They are drawn as `evaluate.sampling` says, its token budget included. Mathematics is graded as `grade`
+  says (`grade.rules=strict` for published benchmarks), multiple choice and programs by rules of their own.
+
+  Attributes:
+    benchmarks: names as of `experiments.evaluate`, or name=FILE.jsonl.
+    path: folder that holds them.
+    problems: at most so many of each, the first; none for all.
+    samples: completions k of each problem, for accuracy and pass@k.
+  """
+
+  benchmarks: tuple[str, ...] = ()
+  path: str | None = None
+  problems: int | None = 64
+  samples: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
   """Sampled and greedy accuracy on held-out problems.
 
@@ -16,6 +36,7 @@ class EvaluateConfig:
     validation_samples: completions of each problem in the curves during training.
     batch: problems decoded at a time.
     seed: of the draws; apart from the run's seed, so that all arms are asked alike.
+    retention: problems of other tasks.
   """
 
   samples: int = 8
@@ -23,10 +44,19 @@ class EvaluateConfig:
   validation_samples: int = 1
   batch: int = 128
   seed: int = 12345
+  retention: RetentionConfig = RetentionConfig()
 
 
 def validate(config: EvaluateConfig, vocab: int) -> None:
   """Raises `ConfigError` where nothing would be measured."""
   for field in ('samples', 'validation_samples', 'batch'):
     require(getattr(config, field) > 0, f'evaluate.{field} is {getattr(config, field)}; it must be positive.')
+  for field in ('problems', 'samples'):
+    value = getattr(config.retention, field)
+    require(value is None or value > 0, f'evaluate.retention.{field} is {value}; it must be positive.')
+  names = [name.split('=')[0] for name in config.retention.benchmarks]
+  require(
+    len(set(names)) == len(names),
+    f'evaluate.retention.benchmarks names one twice: {", ".join(config.retention.benchmarks)}.',
+  )
   validate_sampling('evaluate.sampling', config.sampling, vocab)

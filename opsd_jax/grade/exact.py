@@ -11,15 +11,24 @@ _BOXED = r'\boxed{'
 
 def grade(completions: Sequence[str], answers: Sequence[str], config: GradeConfig = GradeConfig()) -> Graded:
   """Compares each completion's final answer with the row's known answer."""
-  find = {'equals': after_equals, 'boxed': in_box}[config.answer]
-  found = [find(c) for c in completions]
+  found = [find(c, config) for c in completions]
   return Graded(tuple(_verdict(f, a) for f, a in zip(found, answers, strict=True)))
+
+
+def find(completion: str, config: GradeConfig) -> str | None:
+  """The final answer, from where `config.answer` says that it stands; None where there is none."""
+  return {'equals': after_equals, 'boxed': in_box}[config.answer](completion)
+
+
+def same(first: str, second: str) -> bool:
+  """Whether two final answers are the same text, but for spaces around them and separators of thousands."""
+  return _plain(first) == _plain(second)
 
 
 def _verdict(found: str | None, answer: str) -> Verdict:
   if found is None:
     return Verdict.UNFORMATTED
-  return Verdict.CORRECT if _plain(found) == _plain(answer) else Verdict.WRONG
+  return Verdict.CORRECT if same(found, answer) else Verdict.WRONG
 
 
 def _plain(answer: str) -> str:

@@ -53,6 +53,7 @@ def generate(
   *,
   eos_ids: tuple[int, ...],
   per_question: int = 1,
+  first: int = 0,
   seed: int = 0,
   step: int = 0,
   loss_temperature: float = 1.0,
@@ -71,6 +72,7 @@ def generate(
     config: temperature, truncation and token budget.
     eos_ids: ids that end a row; each is kept as the row's last token.
     per_question: rollouts n of each prompt.
+    first: rollout index of each prompt's first row: what is drawn in parts is what is drawn at once.
     seed: of the run.
     step: counts draws within a run (the update, or the evaluation round).
     loss_temperature: temperature of `raw_logp`.
@@ -87,6 +89,7 @@ def generate(
     budgets(prompts, per_question, config, max_tokens),
     np.uint32(seed),
     np.uint32(step),
+    np.int32(first),
     np.float32(loss_temperature),
     config,
     eos_ids,
@@ -104,12 +107,23 @@ def budgets(
   return np.minimum(asked, config.max_tokens).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7, 8, 9, 10))
+@functools.partial(jax.jit, static_argnums=(0, 8, 9, 10, 11))
 def _generate(
-  spec, params, prompts, budget, seed, step, loss_temperature, config, eos_ids, per_question, valid_vocab
+  spec,
+  params,
+  prompts,
+  budget,
+  seed,
+  step,
+  first,
+  loss_temperature,
+  config,
+  eos_ids,
+  per_question,
+  valid_vocab,
 ) -> Rollout:
   params = model.for_decoding(spec, params)
-  rows, state = begin(spec, params, prompts, budget, seed, step, config, per_question)
+  rows, state = begin(spec, params, prompts, budget, seed, step, first, config, per_question)
   state = go_on(spec, params, rows, state, config.max_tokens, loss_temperature, config, eos_ids, valid_vocab)
   return Rollout(
     ids=state.ids,
@@ -117,7 +131,7 @@ def _generate(
     stopped=state.stopped,
     raw_logp=state.raw_logp,
     behaviour_logp=state.behaviour_logp,
-    rollout_index=_rollout_index(prompts, per_question),
+    rollout_index=_rollout_index(prompts, per_question, first),
   )
 
 
@@ -128,20 +142,22 @@ def begin(
   budget: jax.Array,
   seed: jax.Array,
   step: jax.Array,
+  first: jax.Array,
   config: SamplingConfig,
   per_question: int,
 ) -> tuple[Rows, Decoding]:
   """Reads the prompts: what stays for every row, and the state before the first token."""
   prompt = model.read_prompts(spec, params, prompts.ids, prompts.length)
   repeat = functools.partial(jnp.repeat, repeats=per_question)
-  keys = sampling.row_keys(seed, step, repeat(prompts.problem_id), _rollout_index(prompts, per_question))
-  first = repeat(model.last_token(prompts.ids, prompts.length))
+  index = _rollout_index(prompts, per_question, first)
+  keys = sampling.row_keys(seed, step, repeat(prompts.problem_id), index)
+  token = repeat(model.last_token(prompts.ids, prompts.length))
   rows = Rows(prompt, repeat(prompts.length - 1), keys, budget)
-  return rows, _start(spec, first, config.max_tokens, budget)
+  return rows, _start(spec, token, config.max_tokens, budget)
 
 
-def _rollout_index(prompts: Prompts, per_question: int) -> jax.Array:
-  return jnp.tile(jnp.arange(per_question, dtype=jnp.int32), prompts.ids.shape[0])
+def _rollout_index(prompts: Prompts, per_question: int, first: jax.Array) -> jax.Array:
+  return first + jnp.tile(jnp.arange(per_question, dtype=jnp.int32), prompts.ids.shape[0])
 
 
 def go_on(

@@ -36,6 +36,7 @@ def stream(
   *,
   eos_ids: tuple[int, ...],
   per_question: int = 1,
+  first: int = 0,
   seed: int = 0,
   step: int = 0,
   valid_vocab: int | None = None,
@@ -55,6 +56,7 @@ def stream(
     config: temperature, truncation and token budget.
     eos_ids: ids that end a row; each is kept as the row's last token.
     per_question: rollouts n of each prompt.
+    first: rollout index of each prompt's first row.
     seed: of the run.
     step: counts draws within a run.
     valid_vocab: ids at and beyond it are never drawn.
@@ -62,7 +64,7 @@ def stream(
     every: tokens of a dispatch.
   """
   budget = decode.budgets(prompts, per_question, config, max_tokens)
-  counters = np.uint32(seed), np.uint32(step)
+  counters = np.uint32(seed), np.uint32(step), np.int32(first)
   rows, state, drawn = _begin(spec, params, prompts, budget, *counters, config, per_question)
   drawn = meshes.host(drawn)
   yield drawn
@@ -77,10 +79,10 @@ def stream(
       return
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7))
-def _begin(spec, params, prompts, budget, seed, step, config, per_question):
+@functools.partial(jax.jit, static_argnums=(0, 7, 8))
+def _begin(spec, params, prompts, budget, seed, step, first, config, per_question):
   params = model.for_decoding(spec, params)
-  rows, state = decode.begin(spec, params, prompts, budget, seed, step, config, per_question)
+  rows, state = decode.begin(spec, params, prompts, budget, seed, step, first, config, per_question)
   state = _pinned(state)
   return rows, state, Drawn(state.ids[:, :0], state.length, state.stopped, state.active)
 

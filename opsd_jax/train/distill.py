@@ -14,10 +14,12 @@ import optax
 
 from opsd_jax import files
 from opsd_jax import mesh as meshes
+from opsd_jax.checkpoint.store import open_store
 from opsd_jax.data.source import problems_of_update
 from opsd_jax.distill import scoring, teachers, views
 from opsd_jax.evaluate import accuracy as accuracies
-from opsd_jax.grade import exact
+from opsd_jax.evaluate import retention
+from opsd_jax.grade import grading
 from opsd_jax.models import lora, model
 from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout, Shown
 from opsd_jax.rollout import decode
@@ -45,7 +47,7 @@ def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -
     start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher),
     layout=shape,
     update=_make_update(setup, initial, optimizer, shape, folder),
-    validate=functools.partial(validation_accuracy, setup, initial),
+    validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
   )
   return loop.run(work, setup)
@@ -139,7 +141,7 @@ def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int) 
 def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
   """Verdicts on the rollouts: a metric here, no part of the loss."""
   answers = [p.answer for p in problems for _ in range(setup.rollout.per_question)]
-  return exact.grade(accuracies.decode_rollout(sampled, setup.tokenizer), answers, setup.grade)
+  return grading.grade(accuracies.decode_rollout(sampled, setup.tokenizer), answers, setup.grade)
 
 
 def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[str, float]:
@@ -160,14 +162,28 @@ def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[
   return metrics
 
 
-def validation_accuracy(
-  setup: Setup, initial: model.Params, weights: state.TrainState
-) -> tuple[float, ledger.Ledger]:
-  """Share of sampled answers to the validation problems that are right, and what asking took."""
-  config = setup.evaluate
+def best(setup: Setup, folder: str, initial: model.Params) -> loop.Finished | None:
+  """The checkpoint with the highest validation accuracy (the newest of equals), or None if none is kept.
+
+  It is chosen by problems that are neither trained on nor in the final table.
+  """
+  if not (setup.loop.evaluate_every and setup.checkpoint.keep_best):
+    return None
+  optimizer = state.make_optimizer(setup.optimizer)
+  layout = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher)
+  with open_store(os.path.join(folder, 'checkpoints'), setup.checkpoint, read_only=True) as store:
+    found = store.restore(layout, 'best')
+  return (
+    None if found is None else loop.Finished(found[1].params, loop.Progress.from_json(found[2]['progress']))
+  )
+
+
+def check(setup: Setup, initial: model.Params, weights: state.TrainState) -> loop.Checked:
+  """Share of sampled answers to the validation problems that are right, and the same of other tasks."""
+  config, params = setup.evaluate, lora.complete(setup.lora, initial, weights.params)
   verdicts = accuracies.answer_problems(
     setup.exam,
-    lora.complete(setup.lora, initial, weights.params),
+    params,
     setup.splits.validation,
     'student',
     config.sampling,
@@ -176,8 +192,11 @@ def validation_accuracy(
     seed=config.seed,
   )
   adapters = lora.size(setup.lora, setup.spec)
-  spent = ledger.rollout_entry(setup.spec, verdicts.prompt_length, verdicts.length.ravel(), adapters)
-  return float(verdicts.correct.mean()), spent
+  others, asked = retention.track(setup.exam, params, setup.retention, config)
+  spent = ledger.Ledger()
+  for v in (verdicts, *asked):
+    spent += ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel(), adapters)
+  return loop.Checked(float(verdicts.correct.mean()), retention.metrics(others), spent)
 
 
 def show_rollouts(

@@ -47,6 +47,21 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
+class Checked:
+  """What a look at held-out problems found.
+
+  Attributes:
+    accuracy: on the validation problems; the best checkpoint is the one that has most of it.
+    metrics: what else was measured, by name.
+    spent: tokens and FLOPs of the asking.
+  """
+
+  accuracy: float
+  metrics: dict[str, float]
+  spent: Ledger
+
+
+@dataclasses.dataclass(frozen=True)
 class Progress:
   """The host's side of a checkpoint.
 
@@ -86,7 +101,7 @@ class Work:
     start: makes the state before the first update; called only where there is no checkpoint.
     layout: shapes and shardings of that state.
     update: `(state, number of updates done) -> (state, outcome)`.
-    validate: `(state) -> (accuracy on validation problems, what asking them took)`, or None.
+    validate: asks held-out problems, or None.
     validate_every: updates between two of those; 0 for never.
     optimizer_settings: where its optimiser is set, for advice.
   """
@@ -97,7 +112,7 @@ class Work:
   start: Callable[[], TrainState]
   layout: TrainState
   update: Callable[[TrainState, int], tuple[TrainState, Outcome]]
-  validate: Callable[[TrainState], tuple[float, Ledger]] | None = None
+  validate: Callable[[TrainState], Checked] | None = None
   validate_every: int = 0
   optimizer_settings: str = 'optimizer'
 
@@ -120,13 +135,13 @@ def run(work: Work, setup: Setup) -> Finished:
       while _fraction(work, done) < 1:
         state, outcome = work.update(state, done.updates)
         done = _count(done, outcome)
-        accuracy, done = _validate(work, state, done)
+        checked, done = _validate(work, state, done)
         done = dataclasses.replace(done, seconds=time.monotonic() - began)
-        _record(recorder, show, work, outcome, done, accuracy)
+        _record(recorder, show, work, outcome, done, checked)
         _stop_if_bad(work, done, outcome, setup.loop.max_bad_updates)
-        if _save_due(work, done, accuracy, setup.checkpoint.every):
+        if _save_due(work, done, checked, setup.checkpoint.every):
           host = {'progress': dataclasses.asdict(done), 'config': setup.resolved}
-          store.save(done.updates, state, host, accuracy)
+          store.save(done.updates, state, host, checked.accuracy if checked else None)
   return Finished(state.params, done)
 
 
@@ -146,9 +161,9 @@ def _fraction(work: Work, done: Progress) -> float:
   return work.budget.fraction(done.updates, tokens, done.seconds)
 
 
-def _save_due(work: Work, done: Progress, accuracy: float | None, every: int) -> bool:
+def _save_due(work: Work, done: Progress, checked: Checked | None, every: int) -> bool:
   """At intervals, at the end, and wherever there is a score to be the best by."""
-  return done.updates % every == 0 or accuracy is not None or _fraction(work, done) >= 1
+  return done.updates % every == 0 or checked is not None or _fraction(work, done) >= 1
 
 
 def _count(done: Progress, outcome: Outcome) -> Progress:
@@ -161,12 +176,12 @@ def _count(done: Progress, outcome: Outcome) -> Progress:
   )
 
 
-def _validate(work: Work, state: TrainState, done: Progress) -> tuple[float | None, Progress]:
+def _validate(work: Work, state: TrainState, done: Progress) -> tuple[Checked | None, Progress]:
   due = work.validate is not None and work.validate_every and done.updates % work.validate_every == 0
   if not due:
     return None, done
-  accuracy, spent = work.validate(state)
-  return accuracy, dataclasses.replace(done, validation=done.validation + spent)
+  checked = work.validate(state)
+  return checked, dataclasses.replace(done, validation=done.validation + checked.spent)
 
 
 def _record(
@@ -175,7 +190,7 @@ def _record(
   work: Work,
   outcome: Outcome,
   done: Progress,
-  accuracy: float | None,
+  checked: Checked | None,
 ) -> None:
   metrics = dict(outcome.metrics)
   metrics |= {f'total/{k}': v for k, v in dataclasses.asdict(done.ledger).items()}
@@ -184,8 +199,8 @@ def _record(
     'total/validation_sampled': done.validation.sampled,
     'total/validation_flops': done.validation.flops,
   }
-  if accuracy is not None:
-    metrics['validation_accuracy'] = accuracy
+  if checked is not None:
+    metrics |= {'validation_accuracy': checked.accuracy} | checked.metrics
   tokens = outcome.spent.sampled or outcome.spent.scored_student
   rate = tokens / max(sum(outcome.time.values()), 1e-9)
   timing = outcome.time | {'seconds': done.seconds, 'tokens_per_second': rate}

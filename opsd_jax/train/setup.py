@@ -1,7 +1,7 @@
 """What one run works with: the configs of the rooms and the objects made of them, once."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from opsd_jax.data.source import Splits
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.evaluate.accuracy import Exam
 from opsd_jax.evaluate.config import EvaluateConfig
+from opsd_jax.evaluate.retention import RetentionSet
 from opsd_jax.grade.config import GradeConfig
 from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.spec import ModelSpec
@@ -28,7 +29,9 @@ class Setup:
 
   `resolved` is the whole config as plain values, kept in each checkpoint; `dropped` says how many
   problems of each split were left out for which reason; `origin` has digests of the problems and of
-  how they become prompts, which a run that is continued must share.
+  how they become prompts, which a run that is continued must share; `retention` are the problems of
+  other tasks that are tracked; `cleaning` is what was found in the training problems before any was left
+  out for its length.
   """
 
   resolved: Mapping[str, Any]
@@ -52,6 +55,8 @@ class Setup:
   evaluate: EvaluateConfig
   checkpoint: CheckpointConfig
   metrics: MetricsConfig
+  retention: Sequence[RetentionSet] = ()
+  cleaning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property

@@ -7,7 +7,11 @@ import pytest
 from opsd_jax import config as configs
 from opsd_jax.config import ConfigError
 from opsd_jax.data import config as data_config
-from opsd_jax.data.config import DataConfig, FieldsConfig
+from opsd_jax.data import schemas
+from opsd_jax.data.config import DataConfig
+from opsd_jax.data.contamination import ContaminationConfig
+from opsd_jax.data.filters import FiltersConfig
+from opsd_jax.data.schemas import FieldsConfig
 
 FILES = DataConfig(source='files', path='data')
 TFDS = DataConfig(source='tfds', tfds='opsd_problems/gsm8k')
@@ -36,6 +40,20 @@ def test_what_works():
     ({'fields': FieldsConfig(solution=None, answer_marker='####')}, ["'####'", 'data.fields.solution']),
     ({'fields': FieldsConfig(meta=('extra.answer',))}, ["two texts as 'answer'"]),
     ({'fields': FieldsConfig(meta=('a.x', 'b.x'))}, ["two texts as 'x'"]),
+    ({'fields': FieldsConfig(prefix=' ')}, ['data.fields.prefix is blank', 'or none']),
+    ({'fields': FieldsConfig(suffix='')}, ['data.fields.suffix is blank', 'or none']),
+    ({'filters': FiltersConfig(min_problem=-1)}, ['data.filters.min_problem is -1']),
+    ({'filters': FiltersConfig(max_solution=0)}, ['data.filters.max_solution is 0', 'positive']),
+    ({'filters': FiltersConfig(min_problem=9, max_problem=8)}, ['max_problem is 8', 'min_problem (9)']),
+    ({'filters': FiltersConfig(copies='first')}, ["data.filters.copies is 'first'", 'drop, error, keep']),
+    (
+      {'filters': FiltersConfig(conflicts='raise')},
+      ["data.filters.conflicts is 'raise'", 'drop, error, keep'],
+    ),
+    ({'contamination': ContaminationConfig(action='dropp')}, ['data.contamination.action', "mean 'drop'"]),
+    ({'contamination': ContaminationConfig(n=0)}, ['data.contamination.n is 0', '13']),
+    ({'contamination': ContaminationConfig(share=1.5)}, ['data.contamination.share is 1.5', '0..1']),
+    ({'contamination': ContaminationConfig(benchmarks=('a',))}, ['names a', 'data.contamination.path']),
   ],
 )
 def test_settings_that_cannot_work(change, words):
@@ -45,9 +63,10 @@ def test_settings_that_cannot_work(change, words):
 
 
 def test_every_schema_is_valid():
-  assert set(data_config.NAMED) == {'default', 'gsm8k', 'math', 'openthoughts', 'verl'}
-  for name in data_config.NAMED:
-    data_config.validate_fields(FieldsConfig.named(name))
+  known = 'dapo dapo_boxed deepmath deepmath_verl default gsm8k math openthoughts openthoughts_114k roll verl'
+  assert sorted(schemas.NAMED) == known.split()
+  for name in schemas.NAMED:
+    schemas.validate_fields(FieldsConfig.named(name))
 
 
 def test_an_unknown_schema_names_the_nearest():
@@ -74,7 +93,12 @@ def test_settings_from_the_command_line():
       'fields.answer_marker=####',
       'fields.solution=none',
       'fields.meta=a,b.c',
+      'filters.max_problem=4_000',
+      'contamination.benchmarks=amc23,math500',
+      'contamination.path=y',
     ],
   )
+  assert changed.filters == FiltersConfig(max_problem=4000)
+  assert changed.contamination == ContaminationConfig(path='y', benchmarks=('amc23', 'math500'))
   assert (changed.path, changed.source, changed.test, changed.test_problems) == ('x', 'files', None, 12)
   assert changed.fields == FieldsConfig(solution=None, answer_marker='####', meta=('a', 'b.c'))

@@ -1,5 +1,7 @@
-"""Intervals and pass@k: against enumeration, SciPy, quadratic equations and simulation."""
+"""Intervals, pass@k and maj@n: against enumeration, SciPy, quadratic equations and simulation."""
 
+import collections
+import fractions
 import itertools
 
 import numpy as np
@@ -8,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from opsd_jax.evaluate.statistics import Estimate, mean_accuracy, pass_at_k, wilson
+from opsd_jax.evaluate.statistics import (
+  Estimate,
+  bootstrap,
+  majority,
+  mean_accuracy,
+  pass_at_k,
+  resampled,
+  wilson,
+)
 
 Z = 1.959963984540054
 
@@ -140,3 +150,118 @@ def test_the_interval_holds_the_truth_95_times_in_100(alpha, beta):
   assert 0.93 <= found <= 0.97
   if alpha + beta < 100:  # Correlated samples: taking them for independent would not do.
     assert naive < 0.9
+
+
+@pytest.mark.parametrize(('samples', 'k'), [(5000, 1), (5000, 64), (5000, 4999), (20_000, 8)])
+def test_pass_at_k_of_very_many_samples(samples, k):
+  right = 3
+  # 1 - C(n - c, k) / C(n, k) = 1 - C(n - k, c) / C(n, c): a product of c ratios.
+  missed = np.prod([(samples - k - i) / (samples - i) for i in range(right)])
+  assert pass_at_k(with_counts([right], samples), k) == pytest.approx(1 - missed, rel=1e-9)
+
+
+# --- The bootstrap over problems.
+
+
+def resample_distribution(values):
+  """The exact distribution of the mean of a resample: mean -> probability."""
+  size = len(values)
+  found = {}
+  for chosen in itertools.product(values, repeat=size):
+    mean = round(sum(chosen) / size, 12)
+    found[mean] = found.get(mean, 0) + size**-size
+  return dict(sorted(found.items()))
+
+
+@pytest.mark.parametrize('values', [[0.0, 1.0, 1.0], [0.25, 0.5, 1.0, 0.0], [0.1, 0.2, 0.9, 0.9, 0.4]])
+def test_resamples_are_drawn_with_replacement_and_evenly(values):
+  exact = resample_distribution(values)
+  drawn = np.round(resampled(np.array(values), 20_000), 12)
+  seen = {mean: np.mean(drawn == mean) for mean in np.unique(drawn)}
+  assert set(seen) <= set(exact)
+  statistic = sum(20_000 * (seen.get(m, 0) - p) ** 2 / p for m, p in exact.items())
+  assert statistic < stats.chi2.ppf(0.9999, len(exact) - 1)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=5))
+def test_the_bootstrap_interval_is_that_of_the_exact_distribution(values):
+  exact = resample_distribution(values)
+  found = bootstrap(np.array(values), repeats=4000)
+  assert found.value == pytest.approx(np.mean(values))
+  means, below = list(exact), np.cumsum(list(exact.values()))
+  for place, end in ((0.025, found.low), (0.975, found.high)):
+    # The quantile of 4000 draws lies between the exact ones 0.01 (4 standard errors) to either side.
+    low = means[int(np.searchsorted(below, place - 0.01))]
+    high = means[min(int(np.searchsorted(below, place + 0.01)), len(means) - 1)]
+    assert low - 1e-9 <= end <= high + 1e-9
+
+
+def test_the_bootstrap_agrees_with_scipy():
+  values = np.random.default_rng(3).beta(0.5, 0.7, 200)
+  found = bootstrap(values)
+  wanted = stats.bootstrap(
+    (values,), np.mean, n_resamples=10_000, method='percentile', rng=np.random.default_rng(4)
+  ).confidence_interval
+  error = values.std() / np.sqrt(200)
+  assert interval(found) == pytest.approx((wanted.low, wanted.high), abs=0.1 * error)
+
+
+def test_the_bootstrap_is_repeatable_and_its_seed_matters():
+  values = np.linspace(0, 1, 37)
+  assert bootstrap(values, seed=1) == bootstrap(values, seed=1) != bootstrap(values, seed=2)
+  assert len(resampled(values, 2500)) == 2500
+  assert interval(bootstrap(np.full(9, 0.5))) == (0.5, 0.5)
+
+
+# --- maj@n.
+
+
+def drawn_majority(labels, correct):
+  """Every way to break a tie and to pick a sample of the answer, counted."""
+  counts = collections.Counter(label for label in labels if label >= 0)
+  if not counts:
+    return fractions.Fraction(0)
+  top = [label for label, count in counts.items() if count == max(counts.values())]
+  ways = [[right for other, right in zip(labels, correct) if other == label] for label in top]
+  return sum(fractions.Fraction(sum(way), len(way)) for way in ways) / len(ways)
+
+
+_problems = st.integers(1, 6).flatmap(
+  lambda n: st.lists(
+    st.tuples(
+      st.lists(st.integers(-1, 3), min_size=n, max_size=n), st.lists(st.booleans(), min_size=n, max_size=n)
+    ),
+    min_size=1,
+    max_size=4,
+  )
+)
+
+
+@given(_problems)
+def test_majority_is_the_expectation_over_ways_to_break_ties(rows):
+  labels, correct = zip(*rows)
+  wanted = sum(drawn_majority(*row) for row in rows) / len(rows)
+  assert majority(np.array(labels), np.array(correct)) == pytest.approx(float(wanted), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+  ('labels', 'correct', 'wanted'),
+  [
+    ([0, 0, 1], [1, 1, 0], 1.0),
+    ([0, 1, 1], [1, 0, 0], 0.0),
+    ([0, 0, 1, 1], [1, 1, 0, 0], 0.5),
+    ([0, 1, 2, 3], [0, 0, 1, 0], 0.25),
+    ([-1, -1, 0], [0, 0, 1], 1.0),  # without an answer there is no vote
+    ([-1, -1, -1], [0, 0, 0], 0.0),
+  ],
+)
+def test_majority_of_one_problem(labels, correct, wanted):
+  assert majority([labels], [np.array(correct, bool)]) == wanted
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_majority_of_two_answers_is_the_vote(correct):
+  """Where all wrong samples agree, the most common answer is right where most samples are."""
+  correct = np.array(correct)
+  assert majority(correct.astype(int), correct) == pytest.approx(np.mean(correct.sum(axis=1) >= 2))

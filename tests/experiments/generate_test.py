@@ -16,7 +16,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import generate
-from experiments.asking import answer, completions, prompts
+from experiments.asking import answer, completions, lock, prompts
 from experiments.asking.prompts import Asking, Request
 from experiments.asking.sampler import Meter, Sampler, draw
 from opsd_jax import mesh as meshes
@@ -374,6 +374,26 @@ def test_the_command_line(folder, tmp_path):
   refused = tiny.call([*command, f'--model={folder}'])
   assert refused.returncode == 2 and refused.stderr.startswith('error: give either --prompt')
   assert refused.stderr.count('\n') == 1
+
+
+def test_one_command_at_a_time(folder, tmp_path):
+  output = tmp_path / 'new' / 'out.jsonl'
+  flagged = (f'--model={folder}', '--prompt=Ann', '--raw', '--max_tokens=2', f'--output={output}')
+  with lock.alone(str(output), 'this one'):
+    with pytest.raises(ConfigError, match='--output=.*out.jsonl is being written by another command'):
+      call(*flagged)
+  assert output.read_bytes() == b''
+  assert call(*flagged)[0] == 0 and len(rows(output)) == 1
+
+
+def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch, capsys):
+  def flock(*args):
+    raise OSError(95, 'Operation not supported')
+
+  monkeypatch.setattr('fcntl.flock', flock)
+  with lock.alone(str(tmp_path / 'out'), '--output=out'):
+    pass
+  assert capsys.readouterr().err.startswith('--output=out cannot be locked (Operation not supported): ')
 
 
 def test_ctrl_c_ends_it_cleanly(folder, tmp_path):

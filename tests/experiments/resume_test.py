@@ -124,7 +124,7 @@ def test_outputs_of_a_run(whole):
   config = json.loads((whole / 'config.json').read_text())
   assert config['name'] == 'quickstart' and config['model']['embed_dim'] == 16
   results = json.loads((whole / 'results.json').read_text())
-  for arm in ('base', 'teacher_view', 'opsd', 'no_privilege', 'sharpened_no_privilege'):
+  for arm in ('base', 'teacher_view', 'opsd', 'opsd_best', 'no_privilege', 'sharpened_no_privilege'):
     assert 0 <= results[arm]['sampled_accuracy'] <= 1 and 0 <= results[arm]['greedy_accuracy'] <= 1
   assert set(results['seconds']) == {'cold_start', 'opsd', 'controls', 'evaluation', 'total'}
   assert results['tokens']['sampled'] == results['tokens']['scored_student'] > 0

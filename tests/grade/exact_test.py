@@ -50,10 +50,32 @@ def test_the_final_answer_stands_in_the_last_box(completion, answer):
 
 def test_the_config_says_where_the_answer_stands():
   completions, answers = [r'\boxed{4} = 5'] * 2, ['4', '5']
-  assert exact.grade(completions, answers, GradeConfig('boxed')).correct.tolist() == [True, False]
-  assert exact.grade(completions, answers, GradeConfig('equals')).correct.tolist() == [False, True]
+  assert exact.grade(completions, answers, GradeConfig(answer='boxed')).correct.tolist() == [True, False]
+  assert exact.grade(completions, answers, GradeConfig(answer='equals')).correct.tolist() == [False, True]
   with pytest.raises(ConfigError, match="grade.answer is 'box'.*boxed"):
-    validate(GradeConfig('box'))
+    validate(GradeConfig(answer='box'))
+
+
+def test_found_answers_and_the_same_text():
+  assert exact.find('= 4', GradeConfig()) == '4'
+  assert exact.find('= 4', GradeConfig(answer='boxed')) is None
+  assert exact.same(' 1,080', '1080') and not exact.same('1,08', '108')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'rules': 'strikt'}, "grade.rules is 'strikt'.*strict"),
+    ({'seconds': 0.0}, 'grade.seconds is 0.0; it must be greater than 0'),
+    ({'memory_gib': -1.0}, 'grade.memory_gib is -1.0'),
+    ({'workers': 0}, 'grade.workers is 0'),
+    ({'seconds': float('inf')}, 'grade.seconds is inf.*finite'),
+    ({'seconds': float('nan')}, 'grade.seconds is nan'),
+  ],
+)
+def test_rules_that_are_unknown_and_limits_of_nothing(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    validate(GradeConfig(**changes))
 
 
 def test_verdicts_row_by_row():
@@ -67,7 +89,7 @@ def test_verdicts_row_by_row():
 def test_separators_of_thousands_say_nothing():
   completions = [r'\boxed{1,080}', r'\boxed{1080}', r'\boxed{1,08}', r'\boxed{3,4}', r'\boxed{12,345,678}']
   answers = ['1080', '1,080', '108', '34', '12345678']
-  graded = exact.grade(completions, answers, GradeConfig('boxed'))
+  graded = exact.grade(completions, answers, GradeConfig(answer='boxed'))
   assert graded.correct.tolist() == [True, True, False, False, True]
 
 

@@ -174,6 +174,13 @@ def test_one_row_alone_and_its_prompt_padded_further():
   assert_close(alone, rows_of(whole_rollout(), [4]))
 
 
+def test_one_rollout_after_the_other():
+  parts = [generate(make_prompts(), per_question=1, first=i) for i in range(2)]
+  for i, part in enumerate(parts):
+    assert part.rollout_index.tolist() == [i] * 4
+    assert_close(part, rows_of(whole_rollout(), range(i, 8, 2)))
+
+
 @pytest.mark.parametrize('changes', [dict(seed=1), dict(step=1)])
 def test_seed_and_step_change_the_draws(changes):
   changed = generate(make_prompts(), **changes)
@@ -345,7 +352,7 @@ def on_the_cube():
   params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), make_params(SPEC), born)
   with jax.set_mesh(mesh):
     prompts = meshes.shard_rows(mesh, make_prompts())
-    numbers = (jnp.uint32(0), jnp.uint32(0), jnp.float32(1))
+    numbers = (jnp.uint32(0), jnp.uint32(0), jnp.uint32(0), jnp.float32(1))  # seed, step, first, temperature
     lowered = decode._generate.lower(
       SPEC, params, prompts, jnp.full(8, 6), *numbers, CONFIG, (EOS,), 2, VALID
     )

@@ -20,7 +20,7 @@ from opsd_jax.train import loop
 from opsd_jax.train import state as states
 from opsd_jax.train.config import Budget, LoopConfig
 from opsd_jax.train.ledger import Ledger
-from opsd_jax.train.loop import Outcome, Progress, TrainingStopped, Work
+from opsd_jax.train.loop import Checked, Outcome, Progress, TrainingStopped, Work
 from opsd_jax.train.recorder import MetricsConfig
 from opsd_jax.train.state import TrainState
 
@@ -153,12 +153,14 @@ def test_validation_keeps_its_rhythm(tmp_path):
 
   def validate(state):
     seen.append(float(state.params['w'][0]))
-    return 0.25 * len(seen), ASKED
+    return Checked(0.25 * len(seen), {'retention/other': len(seen)}, ASKED)
 
   finished = run(tmp_path, updates(5), validate=validate, validate_every=2)
   assert seen == [3.0, 10.0]  # After the second and the fourth update.
   scores = {row['step']: row.get('validation_accuracy') for row in rows(tmp_path)}
   assert scores == {1: None, 2: 0.25, 3: None, 4: 0.5, 5: None}
+  others = {row['step']: row.get('retention/other') for row in rows(tmp_path)}
+  assert others == {1: None, 2: 1, 3: None, 4: 2, 5: None}
   # Asking is counted apart: it is no part of what the run was trained on.
   assert finished.progress.validation == ASKED + ASKED
   assert finished.progress.ledger == sum([SPENT] * 5, Ledger())
@@ -188,7 +190,7 @@ def test_the_best_and_the_newest_are_kept(tmp_path, every):
     tmp_path,
     updates(7),
     make_setup(every, keep_best=1),
-    lambda state: (scores[float(state.params['w'][0])], ASKED),
+    lambda state: Checked(scores[float(state.params['w'][0])], {}, ASKED),
     2,
   )
   assert saved(tmp_path, 'best')[:2] == (4, [10.0, 10.0])

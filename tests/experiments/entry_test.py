@@ -1,0 +1,36 @@
+"""How an entry point ends: codes, and one line where an error was expected."""
+
+import errno
+import sys
+
+import pytest
+
+from experiments import entry
+from opsd_jax.config import ConfigError
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'said'),
+  [
+    (KeyboardInterrupt(), 130, '\nstopped\n'),
+    (ConfigError('--x is 0.'), 2, 'error: --x is 0.\n'),
+    (OSError(errno.ENOSPC, 'No space left on device'), 1, 'error: the disk is full: OSError: [Errno 28] No'),
+  ],
+)
+def test_how_it_ends(monkeypatch, capsys, error, code, said):
+  def main():
+    raise error
+
+  codes = []
+  monkeypatch.setattr(sys.modules['__main__'], '__doc__', None)
+  monkeypatch.setattr(entry.app, 'run', lambda guarded: codes.append(guarded(['program'])))
+  entry.run(main, 'What it does.')
+  assert codes == [code] and capsys.readouterr().err.startswith(said)
+
+
+def test_the_remedy_is_that_of_the_command():
+  error = OSError(errno.ENOSPC, 'No space left on device')
+  assert '--workdir' in entry.explain(error)
+  error.add_note('Remedy: free space.')
+  assert entry.explain(error).endswith('No space left on device. Remedy: free space.')
+  assert entry.explain(OSError(errno.EPERM, 'x')) is None
