@@ -33,6 +33,9 @@ quickstart-seeds: .venv/.base ## the same with five seeds, for error bars
 bench: .venv/.base ## time the kernels, the sampler and the training step, into runs/bench
 	$(PY) -m experiments.bench --workdir=runs/bench $(ARGS)
 
+bench-kernel: .venv/.base ## time the divergence against whole logits, into runs/bench-kernel
+	$(PY) -m kernels.linear_divergence.bench --out=runs/bench-kernel/results.json $(ARGS)
+
 bench-grading: .venv/.base ## time the grading of mathematics, into runs/bench-grading
 	$(PY) -m experiments.bench_grading --workdir=runs/bench-grading $(ARGS)
 
@@ -102,4 +105,4 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help quickstart quickstart-seeds bench bench-grading test test-all test-reference lint check clean
+.PHONY: help quickstart quickstart-seeds bench bench-kernel bench-grading test test-all test-reference lint check clean

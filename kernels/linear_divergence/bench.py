@@ -1,11 +1,12 @@
 """Time and memory of one gradient step: every implementation against whole logits, in one process.
 
-Run with `python -m kernels.linear_divergence.bench`. A variant is the name of an implementation; with a
+Run with `make bench-kernel`, or `python -m kernels.linear_divergence.bench`. A variant is the name of an implementation; with a
 mode after a colon, `chunked:speed`; with a star, its gradient to the hidden states alone (a frozen head).
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import time
@@ -27,7 +28,7 @@ SPECS = {
   'forward_kl teacher top-64 renormalised': DivergenceSpec(support='teacher_topk', k=64),
 }
 VARIANTS = ('reference', 'chunked', 'chunked:speed', 'reference*', 'chunked*', 'chunked:speed*')
-_SMOKE = dict(batch=2, tokens=16, dim=16, vocab=512, repeats=2, chunk_tokens=8)
+_SMOKE = dict(batch=2, tokens=16, vocab=512, repeats=2, chunk_tokens=8)
 
 
 def measure(
@@ -52,12 +53,12 @@ def measure(
     spec: what to compare.
     chunk_tokens: see `linear_divergence`.
     dtype: of the hidden states; heads are float32.
-    implementations: variants to compare; ratios are to the first.
+    implementations: variants to compare; ratios are to the first with the same gradients.
     repeats: timed runs after one that is not timed; the implementations take turns.
 
   Returns:
     A record for each implementation: sizes, `wall_ms` (median), `temp_bytes` (the compiler's
-    temporaries, None where it does not say), `loss`, and ratios to the first implementation.
+    temporaries, None where it does not say), `loss`, and ratios to the first with the same gradients.
   """
   arrays = _inputs(batch, tokens, dim, vocab, dtype)
   steps = {name: _compile(name, arrays, spec, chunk_tokens) for name in implementations}
@@ -79,7 +80,7 @@ def measure(
         loss=float(step(*arrays)[0]),
       )
     )
-  return [record | _ratios(record, records[0]) for record in records]
+  return [record | _ratios(record, _baseline(record, records)) for record in records]
 
 
 def _inputs(batch: int, tokens: int, dim: int, vocab: int, dtype: str) -> tuple[jax.Array, ...]:
@@ -114,6 +115,12 @@ def _medians(steps: dict[str, Callable], arguments, repeats: int) -> dict[str, f
   return {name: statistics.median(values) for name, values in walls.items()}
 
 
+def _baseline(record: Record, records: Sequence[Record]) -> Record:
+  """The first variant with the same gradients."""
+  frozen = '*' in record['implementation']
+  return next(r for r in records if ('*' in r['implementation']) == frozen)
+
+
 def _ratios(record: Record, base: Record) -> Record:
   temp = record['temp_bytes'] / base['temp_bytes'] if base['temp_bytes'] else None
   return dict(wall_ratio=record['wall_ms'] / base['wall_ms'], temp_ratio=temp)
@@ -122,15 +129,15 @@ def _ratios(record: Record, base: Record) -> Record:
 def table(records: Sequence[Record]) -> str:
   """A markdown table of records that have a `spec` name."""
   lines = [
-    '| spec | implementation | wall ms | ratio | temporaries MiB | ratio | loss |',
-    '|---|---|---:|---:|---:|---:|---:|',
+    '| spec | D | implementation | wall ms | ratio | temporaries MiB | ratio | loss |',
+    '|---|---:|---|---:|---:|---:|---:|---:|',
   ]
   for r in records:
     memory = '- | -'
     if r['temp_bytes'] is not None:
       memory = f'{r["temp_bytes"] / 2**20:.1f} | {r["temp_ratio"]:.3f}'
     lines.append(
-      f'| {r["spec"]} | {r["implementation"]} | {r["wall_ms"]:.1f} | {r["wall_ratio"]:.2f} '
+      f'| {r["spec"]} | {r["dim"]} | {r["implementation"]} | {r["wall_ms"]:.1f} | {r["wall_ratio"]:.2f} '
       f'| {memory} | {r["loss"]:.6f} |'
     )
   return '\n'.join(lines)
@@ -139,30 +146,34 @@ def table(records: Sequence[Record]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
   """Prints the table and writes the records as JSON; `arguments` default to the command line."""
   options = vars(_parser().parse_args(arguments))
-  out, smoke, names = (options.pop(name) for name in ('out', 'smoke', 'specs'))
+  out, smoke, names, dims = (options.pop(name) for name in ('out', 'smoke', 'specs', 'dims'))
   options['implementations'] = tuple(options.pop('variants').split(','))
-  options |= _SMOKE if smoke else {}
+  names, dims = names.split(','), [int(dim) for dim in dims.split(',')]
+  if smoke:
+    names, dims, options = names[:1], [16], options | _SMOKE
   records = [
     record | dict(spec=name)
-    for name in (names.split(',')[:1] if smoke else names.split(','))
-    for record in measure(spec=SPECS[name], **options)
+    for name in names
+    for dim in dims
+    for record in measure(dim=dim, spec=SPECS[name], **options)
   ]
-  print('B={batch} T={tokens} D={dim} V={vocab} {dtype} chunk {chunk_tokens}'.format(**options))
-  print(f'on {jax.devices()[0].device_kind}, jax {jax.__version__}\n\n{table(records)}')
+  print('B={batch} T={tokens} V={vocab} {dtype} chunk {chunk_tokens}'.format(**options))
+  environment = dict(device=jax.devices()[0].device_kind, cores=os.cpu_count(), jax=jax.__version__)
+  print('on {device}, {cores} cores, jax {jax}\n'.format(**environment) + f'\n{table(records)}')
   out.parent.mkdir(parents=True, exist_ok=True)
-  environment = dict(device=jax.devices()[0].device_kind, jax=jax.__version__)
   out.write_text(json.dumps(dict(environment=environment, records=records), indent=2) + '\n')
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description='Time and memory of the linear divergence.')
-  sizes = dict(batch=4, tokens=128, dim=128, vocab=32768, chunk_tokens=128, repeats=5)
+  sizes = dict(batch=4, tokens=128, vocab=151_936, chunk_tokens=128, repeats=5)
   for name, default in sizes.items():
     parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default)
-  parser.add_argument('--specs', default=','.join(SPECS), help='which of SPECS, in between commas')
+  parser.add_argument('--dims', default='96,512,1024', help='widths D, in between commas')
+  parser.add_argument('--specs', default='forward_kl', help=f'in between commas, of {", ".join(SPECS)}')
   parser.add_argument('--variants', default=','.join(VARIANTS), help='what to compare, in between commas')
   parser.add_argument('--dtype', default='float32', help='of the hidden states')
-  parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/bench/linear_divergence.json'))
+  parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/bench-kernel/results.json'))
   parser.add_argument('--smoke', action='store_true', help='tiny sizes, to see that it runs')
   return parser
 

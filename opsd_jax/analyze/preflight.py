@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels import chunks, tiles
 from kernels.linear_logprob.api import linear_logprob
 from opsd_jax.distill import views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
@@ -219,14 +220,20 @@ def memory(
   width, compute = rollout.sampling.max_tokens, 2 if spec.dtype == 'bfloat16' else 4
   rows = rollout.questions * rollout.per_question
   token_kv = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * compute
-  chunk = max(objective.chunk_tokens // rows, 1) * rows
   return _weights(spec, abstract, teacher, adapters) | {
     'sampler cache: prompts once a question, completions': token_kv
     * (rollout.questions * config.student_tokens + rows * width),
     'teacher hidden states': rows * width * spec.embed_dim * compute,
-    'logits of one chunk, both models (float32)': 2 * chunk * spec.vocab_size * 4,
+    'logits held at once, both models (float32)': 2 * _logits(objective, rows, width, spec.vocab_size) * 4,
     'for comparison: full logits, both models (float32)': 2 * rows * width * spec.vocab_size * 4,
   }
+
+
+def _logits(objective: ObjectiveConfig, rows: int, width: int, vocab: int) -> int:
+  """Logits of one model that exist at a time, as `chunked` cuts them; the fused kernels hold fewer."""
+  if objective.mode == 'speed':
+    return rows * chunks.chunk_size(rows, width, objective.chunk_tokens) * vocab
+  return rows * width * tiles.width(rows * width, vocab, objective.chunk_tokens)
 
 
 def _weights(

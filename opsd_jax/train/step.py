@@ -110,7 +110,7 @@ def make_distill_step(
     hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, rollout.ids)
     head = constrain(model.head(spec, params), 'vocab', None)  # gathered over fsdp once, not once a chunk
     loss, out = objective.compare(
-      hidden, head, scores, teacher_head, rollout.ids, config, valid_vocab, spec.final_softcap
+      hidden, head, scores, teacher_head, rollout.ids, config, valid_vocab, spec.final_softcap, weights
     )
     mask = rollout.mask
     loss = jnp.where(mask, loss, 0.0)
