@@ -36,6 +36,10 @@ bench: .venv/.base ## time the kernels, the sampler and the training step, into 
 bench-kernel: .venv/.base ## time the divergence against whole logits, into runs/bench-kernel
 	$(PY) -m kernels.linear_divergence.bench --out=runs/bench-kernel/results.json $(ARGS)
 
+bench-tpu: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/libtpu/libtpu/libtpu.so)
+bench-tpu: .venv/.base .venv/.tpu-compile ## estimate the divergence's time on TPUs, into runs/bench-tpu
+	$(PY) -m kernels.linear_divergence.tpu_table --out=runs/bench-tpu/results.json $(ARGS)
+
 bench-grading: .venv/.base ## time the grading of mathematics, into runs/bench-grading
 	$(PY) -m experiments.bench_grading --workdir=runs/bench-grading $(ARGS)
 
@@ -105,4 +109,4 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help quickstart quickstart-seeds bench bench-kernel bench-grading test test-all test-reference lint check clean
+.PHONY: help quickstart quickstart-seeds bench bench-kernel bench-tpu bench-grading test test-all test-reference lint check clean

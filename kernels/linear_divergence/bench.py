@@ -1,7 +1,8 @@
 """Time and memory of one gradient step: every implementation against whole logits, in one process.
 
-Run with `make bench-kernel`, or `python -m kernels.linear_divergence.bench`. A variant is the name of an implementation; with a
-mode after a colon, `chunked:speed`; with a star, its gradient to the hidden states alone (a frozen head).
+Run with `make bench-kernel`, or `python -m kernels.linear_divergence.bench`. A variant is the name of an
+implementation; with a mode after a colon, `chunked:speed`; with a star, its gradient to the hidden states
+alone (a frozen head).
 """
 
 import argparse
