@@ -19,6 +19,7 @@ from experiments import common, study
 from opsd_jax.analyze import preflight
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.config import require
+from opsd_jax.distill import objective
 from opsd_jax.experiment import Experiment, build
 from opsd_jax.models import lora, model
 from opsd_jax.train import cold_start
@@ -53,6 +54,7 @@ def main(experiment: Experiment) -> int:
     f"teacher's gain over the student on {len(readings)} reference solutions: {gain:+.3f} nats a token "
     f'({origin})'
   )
+  print(f'divergence: {objective.served_by(setup.objective, setup.spec, setup.exam.valid_vocab)}')
   _show_memory(experiment, setup)
   trained = updates > 0 or setup.weights.path is not None
   found = preflight.warnings(readings, setup.views, setup.tokenizer, setup.objective, trained)

@@ -145,6 +145,12 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
     raise ConfigError(f'objective: {str(error).replace("kind=", "objective.divergence=")}') from error
   for name in implementations(config) or ():
     require_choice('objective.implementation', name, tuple(divergence.IMPLEMENTATIONS))
+  lacking = divergence.explain(divergence_spec(config, vocab), implementation=implementations(config))
+  require(
+    any(choice.lacks is None for choice in lacking),
+    f'objective.implementation is {config.implementation}, but '
+    f'{"; ".join(f"{choice.name} lacks {choice.lacks}" for choice in lacking)}. Add chunked, or use none.',
+  )
   require(
     config.token_clip is None or config.token_clip > 0,
     f'objective.token_clip is {config.token_clip}; it must be positive, or none.',

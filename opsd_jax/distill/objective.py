@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from kernels.linear_divergence import api as divergence
 from opsd_jax.distill.config import ObjectiveConfig, divergence_spec, implementations
 from opsd_jax.mesh import RULES
+from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import length_mask
 
 
@@ -67,6 +68,25 @@ def compare(
   )
   loss = out.loss if config.token_clip is None else jnp.minimum(out.loss, config.token_clip)
   return loss, out
+
+
+def served_by(config: ObjectiveConfig, model: ModelSpec, valid_vocab: int) -> str:
+  """Which implementation of the divergence serves a run on this machine, and what the others lack.
+
+  Args:
+    config: the divergence.
+    model: of student and teacher; its types and sizes decide, too.
+    valid_vocab: ids at and beyond it are padding of the head.
+  """
+  hidden = jax.ShapeDtypeStruct((1, 1, model.embed_dim), model.dtype)
+  head = jax.ShapeDtypeStruct((model.vocab_size, model.embed_dim), 'float32')
+  choices = divergence.explain(
+    divergence_spec(config, valid_vocab, model.final_softcap),
+    *(hidden, head, hidden, head),
+    implementation=implementations(config),
+  )
+  names = [choice.name for choice in choices if choice.lacks is None][:1] or ['none']
+  return '; '.join(names + [f'{choice.name} lacks {choice.lacks}' for choice in choices if choice.lacks])
 
 
 def statistics(

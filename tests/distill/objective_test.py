@@ -3,6 +3,7 @@
 Oracles are float64 NumPy; the code is float32, hence tolerances of a few 1e-6.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from opsd_jax.config import ConfigError
 from opsd_jax.distill import objective
 from opsd_jax.distill.config import ObjectiveConfig, validate_objective
+from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import length_mask
 
 STUDENT = np.array([2.0, 1.0, 0.0, -1.0, 0.5])
@@ -360,6 +362,23 @@ def test_an_objective_that_cannot_work(changes, words):
   with pytest.raises(ConfigError) as caught:
     validate_objective(ObjectiveConfig(**changes), 20)
   assert all(word in str(caught.value) for word in ['objective', *words])
+
+
+def test_an_implementation_that_lacks_the_objective_is_refused_before_anything_runs():
+  config = ObjectiveConfig(support='teacher_topk', k=200, implementation='tpu')
+  with pytest.raises(ConfigError, match='objective.implementation is tpu, but tpu lacks k = 200'):
+    validate_objective(config, 300)
+  validate_objective(dataclasses.replace(config, implementation='tpu,chunked'), 300)
+
+
+def test_which_implementation_serves_a_run_is_told_with_reasons():
+  spec = ModelSpec(
+    vocab_size=300, num_layers=1, embed_dim=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_dim=8
+  )
+  told = objective.served_by(ObjectiveConfig(), spec, 290)
+  assert told.startswith('chunked; tpu lacks this machine: the backend is')
+  config = ObjectiveConfig(support='teacher_topk', k=200, implementation='tpu')
+  assert objective.served_by(config, spec, 290).startswith('none; tpu lacks k = 200')
 
 
 @pytest.mark.parametrize(
