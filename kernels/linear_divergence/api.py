@@ -101,10 +101,13 @@ def linear_divergence(
   if weights is not None:
     checks.like_targets('weights', weights, targets)
   reference.validate(spec, student_head.shape[0])
+  sharded.check_axes('batch_axes', batch_axes)
+  sharded.check_axes('vocab_axes', vocab_axes)
   name = _first(names, spec, arrays, asked=implementation is not None)
   call = IMPLEMENTATIONS[name]
   if name == 'tpu':
-    result = sharded.over_rows(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, batch_axes=batch_axes)
+    axes = dict(batch_axes=batch_axes, vocab_axes=vocab_axes)
+    result = sharded.over_devices(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, **axes)
   elif name == 'reference':
     result = call(*arrays, targets, spec, chunk_tokens=chunk_tokens)
   else:

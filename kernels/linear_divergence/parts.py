@@ -89,7 +89,8 @@ class Outcome(NamedTuple):
     norms: both models' normalisers; None for a teacher that the loss meets in `sparse` alone.
     gamma: [B, T], sum of the derivatives to log q; None where it is 0 for every loss.
     sparse: derivatives at the support, None for the full vocabulary.
-    pull: gradient [B, T, D] of every loss to its hidden state, where it was asked for.
+    pull: gradient [B, T, D] of every loss to its hidden state, in at least float32, where it was asked
+      for; of devices that share the vocabulary, each one's share, which add up to it.
   """
 
   norms: tuple[Norm | None, Norm | None]

@@ -44,9 +44,9 @@ def supports(spec: DivergenceSpec) -> bool:
   return spec.support == 'full' and spec.kind in ('forward_kl', 'reverse_kl') and unclipped
 
 
-def bytes_per_row(hidden: jax.Array) -> int:
-  """VMEM for one row of the sums and of the result, two blocks of which are on their way."""
-  return hidden.shape[1] * (2 * 4 + 2 * hidden.dtype.itemsize)
+def bytes_per_row(hidden: jax.Array, results: int = 1) -> int:
+  """VMEM for one row of the sums and of the results, two blocks of which are on their way."""
+  return hidden.shape[1] * (2 * 4 + 2 * results * hidden.dtype.itemsize)
 
 
 def scratch(blocks: lib.Blocks, hidden: jax.Array) -> list:
@@ -112,9 +112,10 @@ def add(blocks, mix, g: jax.Array, second: jax.Array, head_ref, sums, step) -> N
   sums[1][...] = of_second * second_sum + lib.contract(second.astype(head.dtype), head, (1, 0))
 
 
-def finish(spec: DivergenceSpec, out_ref, sums) -> None:
-  """The gradient of the loss to the hidden states."""
-  out_ref[...] = (sums[0][...] / spec.student_temperature).astype(out_ref.dtype)
+def finish(spec: DivergenceSpec, out_refs, sums) -> None:
+  """The gradient of the loss to the hidden states; where there is room for it, the second sum as well."""
+  for out_ref, ref in zip(out_refs, sums, strict=False):
+    out_ref[...] = (ref[...] / spec.student_temperature).astype(out_ref.dtype)
 
 
 def _inverse(norms: Norms) -> jax.Array:
