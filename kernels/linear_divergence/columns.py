@@ -36,6 +36,8 @@ def pull(plan: Plan, weights: jax.Array, head: jax.Array, ids: jax.Array, dtype:
   def step(total, part):
     weights, ids = part
     rows, own = _rows(plan, head, ids, dtype)
+    if plan.masked:
+      rows = jnp.where(own[..., None], rows, jnp.zeros_like(rows))  # 0 · NaN is NaN.
     return total + tiles.contract('btn,btnd->btd', jnp.where(own, weights, 0.0), rows), None
 
   zeros = jnp.zeros((*ids.shape[:2], head.shape[1]), weights.dtype)

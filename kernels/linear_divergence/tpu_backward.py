@@ -107,7 +107,8 @@ def gradients(
       by_vocab |= dict(teacher_head=cut(teacher_head, teacher_hidden))
     place = jnp.stack([start, skip] + ([] if end is None else [end])).astype(jnp.int32)
     level = _tile(spec, kind, place, (student_hidden.shape[0], tile), by_row, by_vocab, student_hidden.dtype)
-    hidden_sum += lib.contract(level, head, (1, 0))
+    known = head if end is None else lib.existing(head, end - start)
+    hidden_sum += lib.contract(level, known, (1, 0))
     if of_head:
       part = lib.contract(level, student_hidden, (0, 0)).astype(head_gradient.dtype)
       head_gradient = jax.lax.dynamic_update_slice_in_dim(head_gradient, part, start, 0)

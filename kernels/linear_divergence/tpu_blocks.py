@@ -176,14 +176,16 @@ def softcap_slope(spec, z: jax.Array) -> jax.Array | float:
   return 1 - jnp.minimum(ratio * ratio, 1.0)
 
 
-def forget_padding(blocks: Blocks, head_ref, step: jax.Array) -> None:
-  """Zeros in the rows of the last block of a head that do not exist: 0 · NaN is NaN."""
-  if blocks.valid % blocks.block_vocab == 0:
+def forget_padding(blocks: Blocks, head_ref, step: jax.Array, end: jax.Array | None = None) -> None:
+  """Zeros in the rows of a block of a head that do not exist, or from `end` [rows, 1]: 0 · NaN is NaN."""
+  if end is None and blocks.valid % blocks.block_vocab == 0:
     return
+  # A block's first row exists, others may not.
+  last = blocks.valid if end is None else jnp.max(end[0:1].astype(jnp.float32)).astype(jnp.int32)
 
-  @pl.when(step == blocks.valid_steps - 1)
+  @pl.when((step + 1) * blocks.block_vocab > last)
   def _():
-    head_ref[...] = existing(head_ref[...], step, blocks.valid)
+    head_ref[...] = existing(head_ref[...], last - step * blocks.block_vocab)
 
 
 def in_lanes(values, shape: tuple[int, int]) -> jax.Array:
@@ -215,12 +217,10 @@ def inside(blocks: Blocks, row_step: jax.Array, vocab_step: jax.Array) -> jax.Ar
   return (row < rows) & (column < vocab)
 
 
-def existing(block: jax.Array, step: jax.Array, size: int) -> jax.Array:
-  """`block` [n, D], the `step`-th, with zeros from row `size` of its array on: 0 · NaN is NaN."""
-  if size % block.shape[0] == 0:
-    return block
+def existing(block: jax.Array, size: jax.Array) -> jax.Array:
+  """`block` [n, D] with zeros from row `size` on: 0 · NaN is NaN."""
   row = jax.lax.broadcasted_iota(jnp.int32, block.shape, 0)
-  return jnp.where(row < size - step * block.shape[0], block, jnp.zeros_like(block))
+  return jnp.where(row < size, block, jnp.zeros_like(block))
 
 
 def first(x: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:

@@ -185,7 +185,7 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
     ref[...] = value
   if pull:
     norms = tuple(tuple(_norms(side) for side in pair) for pair in (sides, after))
-    pulls.add_linear(spec, blocks, norms, z_ref, u_ref, head_refs[0], pull_scratch, step)
+    pulls.add_linear(spec, blocks, norms, z_ref, u_ref, head_refs[0], pull_scratch, step, end)
   if clip:
     clips.insert(bins, z_ref, u_ref)
   if top_refs:

@@ -60,7 +60,7 @@ def start(sums) -> None:
     ref[...] = jnp.zeros(ref.shape, jnp.float32)
 
 
-def add_linear(spec, blocks, norms, z_ref, u_ref, head_ref, sums, step) -> None:
+def add_linear(spec, blocks, norms, z_ref, u_ref, head_ref, sums, step, end=None) -> None:
   """Adds a tile of a KL to the sums.
 
   Args:
@@ -72,6 +72,7 @@ def add_linear(spec, blocks, norms, z_ref, u_ref, head_ref, sums, step) -> None:
     head_ref: the student's head [vocab, D].
     sums: from `scratch`.
     step: which tile of the vocabulary.
+    end: as in `tpu_blocks.tile_logits`.
   """
   (student, teacher), (new_student, new_teacher) = norms
   keep, keep_teacher = _kept(student, new_student), _kept(teacher, new_teacher)
@@ -89,10 +90,10 @@ def add_linear(spec, blocks, norms, z_ref, u_ref, head_ref, sums, step) -> None:
     g, second = q * (below - below_teacher - new_mean), q
     mix = (keep, keep * (rise - rise_teacher + mean - new_mean), keep)
   slope = lib.softcap_slope(spec, z)
-  add(blocks, mix, g * slope, second * slope, head_ref, sums, step)
+  add(blocks, mix, g * slope, second * slope, head_ref, sums, step, end)
 
 
-def add(blocks, mix, g: jax.Array, second: jax.Array, head_ref, sums, step) -> None:
+def add(blocks, mix, g: jax.Array, second: jax.Array, head_ref, sums, step, end=None) -> None:
   """Sets the sums right for new totals, and adds the products of a tile.
 
   Args:
@@ -103,8 +104,9 @@ def add(blocks, mix, g: jax.Array, second: jax.Array, head_ref, sums, step) -> N
     head_ref: [vocab, D].
     sums: from `scratch`.
     step: which tile of the vocabulary.
+    end: as in `tpu_blocks.tile_logits`.
   """
-  lib.forget_padding(blocks, head_ref, step)
+  lib.forget_padding(blocks, head_ref, step, end)
   head = head_ref[...]
   own, of_first, of_second = mix
   first_sum, second_sum = (ref[...] for ref in sums)

@@ -137,7 +137,7 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, pull: int, apart: bool):
     level, new_level = (lib.row_sum(x[1]) / jnp.maximum(lib.row_sum(x[3]), _TINY) for x in (before, after))
     slope = lib.softcap_slope(spec, z)
     mix = (1.0, level - new_level, 1.0)
-    pulls.add(blocks, mix, (g - new_level * q) * slope, q * slope, head_refs[0], pull_scratch, step)
+    pulls.add(blocks, mix, (g - new_level * q) * slope, q * slope, head_refs[0], pull_scratch, step, end)
 
   @pl.when(step == pl.num_programs(1) - 1)
   def _():

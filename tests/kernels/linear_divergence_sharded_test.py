@@ -73,6 +73,14 @@ def run(mesh, arrays, targets, weights, spec, wanted, **settings):
     return jax.block_until_ready((result, gradients))
 
 
+def with_junk(arrays, spec):
+  """The arrays with NaN in the heads' padding."""
+  student, head, teacher, own = arrays
+  row = np.arange(head.shape[0])[:, None]
+  junk = lambda x: np.where(row < (spec.valid_vocab or len(row)), x, np.nan).astype(x.dtype)  # noqa: E731
+  return student, junk(head), teacher, junk(own)
+
+
 # --- In JAX alone.
 
 
@@ -82,7 +90,7 @@ def check_chunked(mesh, spec, wanted=(0, 1), vocab=704, **settings):
   head[vocab // 2 + 9], own[vocab // 2 + 9] = head[3], own[3]
   arrays, weights = (student, head, teacher, own), np.random.default_rng(0).normal(size=targets.shape)
   settings = dict(implementation='chunked') | settings
-  result, gradients = run(mesh, arrays, targets, weights, spec, wanted, **settings)
+  result, gradients = run(mesh, with_junk(arrays, spec), targets, weights, spec, wanted, **settings)
   expected, pulls = oracle.call(arrays, targets, spec, weights)
   for name, value in expected.items():
     if settings.get('statistics', True) or name in ('loss', 'clip_fraction'):
@@ -138,7 +146,7 @@ def simulated(mesh, arguments, spec, wanted=(0, 1), shared_head=False, **setting
     whole.blocks_of(16, 128),
     pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory='nan')),
   ):
-    actual = run(mesh, arrays, targets, weights, spec, wanted, **settings)
+    actual = run(mesh, with_junk(arrays, spec), targets, weights, spec, wanted, **settings)
   rounded = [np.asarray(x, np.float32) for x in arrays]
   results, pulls = whole.exact((*rounded, targets), spec, weights)
   return actual, (results, [pulls[place] for place in wanted])
