@@ -80,7 +80,7 @@ with jax.set_mesh(mesh):
   for case in cases:
     program = compiled(**case)
     memory, text = program.memory_analysis(), program.as_text()
-    layout = [str(x.spec) for x in program.output_shardings[1]]
+    layout = [str(getattr(x, "spec", None)) for x in program.output_shardings[1]]
     results.append(dict(temp=memory.temp_size_in_bytes, peak=memory.peak_memory_in_bytes,
                         kernels=text.count('custom_call_target="tpu_custom_call"'),
                         exchanged=exchanged(text), layout=layout))
