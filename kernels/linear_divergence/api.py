@@ -80,11 +80,12 @@ def linear_divergence(
     implementation: a key of `IMPLEMENTATIONS`, several in order of preference, of which the first that
       supports the call is taken, or None for ('tpu', 'chunked').
     batch_axes: axes of the current mesh (`jax.set_mesh`, Auto axes) that the batch is laid out over.
-      `tpu`, which XLA cannot partition, splits B over them where they divide it, T over the others,
-      and takes whole heads; the other implementations ignore it.
-    vocab_axes: axes of the current mesh that the heads' rows are laid out over. `chunked` in `memory`
-      keeps them there where they divide V: devices exchange numbers per position, and the hidden
-      states' gradient. The others leave it to XLA.
+      `tpu`, which XLA cannot partition, splits B over them where they divide it, and T over the others
+      but those that the heads are split over; the other implementations ignore it.
+    vocab_axes: axes of the current mesh that the heads' rows are laid out over. Where they divide V, `tpu`
+      and `chunked` in `memory` leave the heads and their gradients there: devices exchange numbers per
+      position, k of each device with a top-k, and the hidden states' gradient. Elsewhere `tpu` gathers
+      whole heads, and the others leave it to XLA.
 
   Returns:
     Results [B, T], float32 (float64 for float64 inputs).
@@ -101,10 +102,13 @@ def linear_divergence(
   if weights is not None:
     checks.like_targets('weights', weights, targets)
   reference.validate(spec, student_head.shape[0])
+  sharded.check_axes('batch_axes', batch_axes)
+  sharded.check_axes('vocab_axes', vocab_axes)
   name = _first(names, spec, arrays, asked=implementation is not None)
   call = IMPLEMENTATIONS[name]
   if name == 'tpu':
-    result = sharded.over_rows(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, batch_axes=batch_axes)
+    axes = dict(batch_axes=batch_axes, vocab_axes=vocab_axes)
+    result = sharded.over_devices(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, **axes)
   elif name == 'reference':
     result = call(*arrays, targets, spec, chunk_tokens=chunk_tokens)
   else:

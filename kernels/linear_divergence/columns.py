@@ -28,16 +28,20 @@ def logits(
 
 
 def pull(plan: Plan, weights: jax.Array, head: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """Sum [B, T, D] of the head's rows at ids [B, T, n] times weights [B, T, n], in at least float32."""
+  """Sum [B, T, D] of the head's rows at ids [B, T, n] times weights [B, T, n], in at least float32.
+
+  Where devices share the vocabulary it is this device's share: of the rows that it has.
+  """
 
   def step(total, part):
     weights, ids = part
     rows, own = _rows(plan, head, ids, dtype)
+    if plan.masked:
+      rows = jnp.where(own[..., None], rows, jnp.zeros_like(rows))  # 0 · NaN is NaN.
     return total + tiles.contract('btn,btnd->btd', jnp.where(own, weights, 0.0), rows), None
 
   zeros = jnp.zeros((*ids.shape[:2], head.shape[1]), weights.dtype)
-  total = jax.lax.scan(step, zeros, (_split(weights), _split(ids)))[0]
-  return tiles.total(total, plan.axes)
+  return jax.lax.scan(step, zeros, (_split(weights), _split(ids)))[0]
 
 
 def push(plan: Plan, weights: jax.Array, hidden: jax.Array, ids: jax.Array, head: jax.Array) -> jax.Array:

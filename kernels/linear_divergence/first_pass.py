@@ -55,6 +55,8 @@ class Side(NamedTuple):
 class Means(NamedTuple):
   """Rows of the head, times the soft-cap's slope, averaged [B, T, D]; None where nobody asks.
 
+  Where devices share the vocabulary these are shares, of the rows that each has, and add up to the means.
+
   Attributes:
     student: E_q[w].
     difference: E_q[w] - E_p[w].
@@ -210,7 +212,7 @@ def _fall(old: Side | None, new: Side | None) -> tuple[jax.Array, jax.Array] | N
 
 
 def _over_devices(plan: Plan, sides, means: Means):
-  """The same of the whole vocabulary: numbers per position are all that devices exchange."""
+  """The same under the whole vocabulary's normalisers: devices exchange numbers per position alone."""
   if not plan.axes:
     return sides, means
   maxima = [side and tiles.greatest(side.maximum, plan.axes) for side in sides]
@@ -241,7 +243,7 @@ def _over_devices(plan: Plan, sides, means: Means):
   falls = [_fall(*pair) for pair in zip(sides, new, strict=True)]
   (fade, fall), faded, difference, gap = falls[0], falls[1], means.difference, means.gap
   if difference is not None:
-    difference = total(faded[0] * difference + (fade - faded[0]) * means.student)
+    difference = faded[0] * difference + (fade - faded[0]) * means.student
   if gap is not None:
-    gap = total(fade * (gap + (fall - faded[1]) * means.student))
-  return new, Means(total(fade * means.student), difference, gap)
+    gap = fade * (gap + (fall - faded[1]) * means.student)
+  return new, Means(fade * means.student, difference, gap)

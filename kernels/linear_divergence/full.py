@@ -32,7 +32,7 @@ def compare(plan: Plan, inputs: Inputs, ahead: bool) -> tuple[Divergence, Outcom
   spec = plan.spec
   if spec.kind in _MEANS and not clips(spec):
     found = first_pass.run(plan, inputs, Wants(True, True, means=_MEANS[spec.kind] if ahead else ()))
-    return _kl(plan, found, inputs)
+    return _kl(plan, found)
   # Where all fits into one tile, its logits are there for the second look.
   if spec.kind == 'forward_kl' and spec.entry_clip_min is None and plan.size > plan.tile:
     return _clipped_kl(plan, inputs, ahead)
@@ -63,14 +63,13 @@ def results(found: Found, loss: jax.Array, clip_fraction: jax.Array, **more: jax
   return Divergence(loss, clip_fraction, **statistics(found), student_mass=ones, teacher_mass=ones, **more)
 
 
-def _kl(plan: Plan, found: Found, inputs: Inputs) -> tuple[Divergence, Outcome]:
+def _kl(plan: Plan, found: Found) -> tuple[Divergence, Outcome]:
   """A KL, or both: linear in what one pass sums."""
   forward, reverse = _shares(plan.spec)
   seen = statistics(found)
   loss = forward * seen['forward_kl'] + reverse * seen['reverse_kl']
   gamma = reverse * (seen['reverse_kl'] + 1) - forward
-  pull = _pull(plan.spec, found.means, seen['reverse_kl'], 1.0)
-  pull = pull if pull is None else pull.astype(inputs.student.dtype)
+  pull = _pull(plan.spec, found.means, seen['reverse_kl'])
   norms = (found.student.norm, found.teacher.norm)
   return results(found, loss, jnp.zeros_like(loss)), Outcome(norms, gamma, None, pull)
 
@@ -82,14 +81,17 @@ def _shares(spec: DivergenceSpec) -> tuple[float, float]:
   return float(spec.kind == 'forward_kl'), float(spec.kind == 'reverse_kl')
 
 
-def _pull(spec: DivergenceSpec, means: Means, reverse_kl, kept: jax.Array | float) -> jax.Array | None:
-  """Gradient [B, T, D] of a KL to the hidden state; the forward one's q counts `kept` times."""
+def _pull(
+  spec: DivergenceSpec, means: Means, reverse_kl: jax.Array | None, kept: jax.Array | None = None
+) -> jax.Array | None:
+  """Gradient [B, T, D] of a KL to the hidden state; q counts `kept` times in a forward one with a bound."""
   if means.student is None:
     return None
   forward, reverse = _shares(spec)
   total = 0.0
   if means.difference is not None:
-    total += forward * (means.difference + (kept - 1) * means.student)
+    bounded = 0.0 if kept is None else (kept - 1) * means.student
+    total += forward * (means.difference + bounded)
   if means.gap is not None:
     total += reverse * (means.gap - reverse_kl[..., None] * means.student)
   return total / spec.student_temperature
@@ -116,7 +118,6 @@ def _clipped_kl(plan: Plan, inputs: Inputs, ahead: bool) -> tuple[Divergence, Ou
     pull += columns.pull(
       plan, over * p * slope / spec.student_temperature, inputs.student_head, top.ids, inputs.student.dtype
     )
-    pull = pull.astype(inputs.student.dtype)
   unsure = ~_certain(top.rest, own, found.student.lowest, norm, tau)
   seen = (loss, over.sum(-1), -kept, pull)
 

@@ -89,7 +89,8 @@ class Outcome(NamedTuple):
     norms: both models' normalisers; None for a teacher that the loss meets in `sparse` alone.
     gamma: [B, T], sum of the derivatives to log q; None where it is 0 for every loss.
     sparse: derivatives at the support, None for the full vocabulary.
-    pull: gradient [B, T, D] of every loss to its hidden state, where it was asked for.
+    pull: gradient [B, T, D] of every loss to its hidden state, in at least float32, where it was asked
+      for; of devices that share the vocabulary, each one's share, which add up to it.
   """
 
   norms: tuple[Norm | None, Norm | None]
@@ -105,7 +106,7 @@ class Tile(NamedTuple):
     student: logits, FLOOR at ids that do not exist.
     slope: derivative of the student's soft-cap.
     teacher: logits.
-    head: the student's head [n, D] there.
+    head: the student's head [n, D] there, 0 at ids that do not exist.
     ids: vocabulary ids.
     valid: bool [n], False at ids that do not exist; None: all do.
   """
@@ -129,6 +130,8 @@ def make_tile(plan: Plan, inputs: Inputs, start, size: int, student: bool, teach
   valid = ids < plan.vocab if plan.masked else None
   floor = lambda x: x if valid is None else jnp.where(valid[None, None], x, FLOOR)  # noqa: E731
   head = tiles.cut(inputs.student_head, start, size, inputs.student.dtype)
+  if valid is not None:
+    head = jnp.where(valid[:, None], head, jnp.zeros_like(head))  # 0 · NaN is NaN.
   z, slope, u = None, 1.0, None
   if student:
     z, slope = tiles.logits(inputs.student, head, spec.student_temperature, spec.student_softcap)

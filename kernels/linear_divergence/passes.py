@@ -19,7 +19,8 @@ class Entries(NamedTuple):
     loss: sum of the clipped entries.
     changed: number of those that clipping changed.
     gamma: sum of their derivatives to log q.
-    pull: gradient [B, T, D] of the loss to the student's hidden state; None if not asked for.
+    pull: gradient [B, T, D] of the loss to the student's hidden state, this device's share; None if not
+      asked for.
   """
 
   loss: jax.Array
@@ -49,7 +50,8 @@ def sum_entries(plan: Plan, inputs: Inputs, norms: tuple[Norm, Norm], pulled: bo
     return loss, changed, gamma, own, mean
 
   sums = tiles.sweep(body, (zeros, zeros, zeros, wide, wide), plan.size, plan.tile)
-  loss, changed, gamma, own, mean = jax.tree.map(lambda x: tiles.total(x, plan.axes), sums)
+  loss, changed, gamma = (tiles.total(x, plan.axes) for x in sums[:3])
+  own, mean = sums[3:]
   if pulled:
     own = (own - gamma[..., None] * mean) / plan.spec.student_temperature
   return Entries(loss, changed, gamma, own)

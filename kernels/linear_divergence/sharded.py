@@ -1,4 +1,4 @@
-"""Rows split over a device mesh by hand, for implementations that XLA cannot partition itself."""
+"""Rows and heads split over a device mesh by hand, for implementations that XLA cannot partition."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from kernels import checks
 from kernels.linear_divergence.spec import Divergence, DivergenceSpec
 
 
-def over_rows(
+def over_devices(
   implementation: Callable[..., Divergence],
   student_hidden: jax.Array,
   student_head: jax.Array,
@@ -21,34 +21,36 @@ def over_rows(
   *,
   chunk_tokens: int,
   batch_axes: Sequence[str],
+  vocab_axes: Sequence[str],
 ) -> Divergence:
-  """`implementation` on each device's own rows, with whole heads; results lie as the rows do.
+  """`implementation` on each device's own rows and its own part of the heads; results lie as the rows do.
 
-  Without a mesh (`jax.set_mesh`), or on one device, this is the plain call.
+  Heads are whole where `vocab_axes` do not divide V. Without a mesh (`jax.set_mesh`), or on one
+  device, this is the plain call.
 
   Args: as `api.linear_divergence`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = _free_axes(mesh)
-  _check_axes(batch_axes, mesh)
   if math.prod(mesh.shape[axis] for axis in axes) == 1:
     return implementation(
       student_hidden, student_head, teacher_hidden, teacher_head, targets, spec, chunk_tokens=chunk_tokens
     )
-  rows = PartitionSpec(*_layout(targets.shape, mesh, axes, batch_axes))
+  shared = _shared(student_head.shape[0], mesh, axes, vocab_axes)
+  others = [axis for axis in axes if axis not in shared]
+  rows = PartitionSpec(*_layout(targets.shape, mesh, others, batch_axes))
   # A shared head goes in once, so that the implementation sees that it is shared.
   own_head = () if teacher_head is student_head else (teacher_head,)
 
   def body(student_hidden, teacher_hidden, targets, student_head, *own_head):
     teacher_head = own_head[0] if own_head else student_head
-    return implementation(
-      student_hidden, student_head, teacher_hidden, teacher_head, targets, spec, chunk_tokens=chunk_tokens
-    )
+    arrays = (student_hidden, student_head, teacher_hidden, teacher_head, targets)
+    return implementation(*arrays, spec, chunk_tokens=chunk_tokens, vocab_axes=shared)
 
   heads = (student_head, *own_head)
   call = jax.shard_map(
     body,
-    in_specs=(rows, rows, rows) + (PartitionSpec(),) * len(heads),
+    in_specs=(rows, rows, rows) + (PartitionSpec(shared),) * len(heads),
     out_specs=rows,
     axis_names=set(axes),
     check_vma=False,  # A pallas_call does not say over which axes its results vary.
@@ -65,13 +67,21 @@ def _free_axes(mesh: AbstractMesh) -> list[str]:
   ]
 
 
-def _check_axes(batch_axes: Sequence[str], mesh: AbstractMesh) -> None:
-  unknown = set(batch_axes) - set(mesh.axis_names)
+def check_axes(name: str, wanted: Sequence[str]) -> None:
+  """Raises a ValueError where the current mesh lacks an axis; without a mesh none is looked for."""
+  mesh = jax.sharding.get_abstract_mesh()
+  unknown = set(wanted) - set(mesh.axis_names)
   checks.require(
     mesh.empty or not unknown,
-    f'batch_axes has {", ".join(sorted(unknown))}, which the mesh lacks; its axes are '
+    f'{name} has {", ".join(sorted(unknown))}, which the mesh lacks; its axes are '
     f'{", ".join(mesh.axis_names)}.',
   )
+
+
+def _shared(vocab: int, mesh: AbstractMesh, axes: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+  """Those of the wanted axes over which the heads' rows can be split: parts must be equal."""
+  taken = tuple(axis for axis in wanted if axis in axes and mesh.shape[axis] > 1)
+  return taken if vocab % math.prod(mesh.shape[axis] for axis in taken) == 0 else ()
 
 
 def _layout(

@@ -59,7 +59,7 @@ def _outcome(
   if ahead:
     pull = columns.pull(plan, values * slope, inputs.student_head, ids, inputs.student.dtype)
     pull = pull - gamma[..., None] * found.means.student if open_ else pull
-    pull = (pull / spec.student_temperature).astype(inputs.student.dtype)
+    pull = pull / spec.student_temperature
   # A tile knows its slopes itself.
   sparse = Sparse(values if open_ else values * slope, ids)
   return Outcome((found.student.norm if open_ else None, None), gamma, sparse, pull)

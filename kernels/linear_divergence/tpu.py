@@ -19,6 +19,7 @@ from kernels.linear_divergence import (
   tpu_clip,
   tpu_entries,
   tpu_forward,
+  tpu_merge,
   tpu_pull,
   tpu_second,
   tpu_top_k,
@@ -58,8 +59,12 @@ def linear_divergence(
   spec: DivergenceSpec,
   *,
   chunk_tokens: int,
+  vocab_axes: tuple[str, ...] = (),
 ) -> Divergence:
   """`api.linear_divergence` in fused kernels; `chunk_tokens` has no effect.
+
+  With `vocab_axes`, mesh axes that a `jax.shard_map` around this has split, the heads are this
+  device's equal part of their rows, and the results those of the whole vocabulary.
 
   Raises:
     NotImplementedError: see `unsupported`.
@@ -75,7 +80,7 @@ def linear_divergence(
   student_hidden, teacher_hidden, targets = (
     x.reshape(batch * time, *x.shape[2:]) for x in (student_hidden, teacher_hidden, targets)
   )
-  result = _rows(spec, student_hidden, student_head, teacher_hidden, teacher_head, targets)
+  result = _rows(spec, tuple(vocab_axes), student_hidden, student_head, teacher_hidden, teacher_head, targets)
   return jax.tree.map(lambda x: x.reshape(batch, time), result)
 
 
@@ -99,52 +104,56 @@ class _Residuals(NamedTuple):
   head: tuple | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rows(spec, student_hidden, student_head, teacher_hidden, teacher_head, targets) -> Divergence:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rows(spec, axes, student_hidden, student_head, teacher_hidden, teacher_head, targets) -> Divergence:
   """Results [N] of rows [N, D]; a teacher head of None is the student's."""
-  return _run(spec, False, student_hidden, student_head, teacher_hidden, teacher_head, targets)[0]
+  return _run(spec, axes, False, student_hidden, student_head, teacher_hidden, teacher_head, targets)[0]
 
 
-def _rows_forward(spec, *arguments):
+def _rows_forward(spec, axes, *arguments):
   differentiated = [jax.tree.map(lambda x: x.perturbed, x) for x in arguments[:2]]
   values = [None if x is None else x.value for x in arguments]
   of_head = differentiated[1]
-  result, residuals = _run(spec, not of_head and spec.support == 'full', *values)
+  result, residuals = _run(spec, axes, not of_head and spec.support == 'full', *values)
   if residuals.pull is not None:
     # The gradient is there, but for the loss's cotangent.
     return result, residuals._replace(arrays=None, normalisers=None, level=None, head=None)
   return result, residuals._replace(head=() if of_head else None)
 
 
-def _run(spec, pull: bool, *arguments) -> tuple[Divergence, _Residuals]:
+def _run(spec, axes, pull: bool, *arguments) -> tuple[Divergence, _Residuals]:
   """Results, and what gradients are made of."""
   *arrays, targets = arguments
   narrow = _in_types_of_hidden(*arrays)
-  at_once, once_clipped = pull and tpu_pull.supports(spec), not pull and tpu_clip.supports(spec)
-  targets = targets.astype(jnp.int32)
-  first = tpu_forward.statistics(spec, *narrow, targets, pull=at_once, clip=once_clipped)
+  part = tpu_merge.part(spec, axes, arrays[1].shape[0])
+  own_spec, shared = tpu_merge.of_rows(spec, part), dict(apart=bool(axes), end=part.end)
+  # The certificate's bins are made of normalisers that a part of the vocabulary does not have.
+  at_once, once_clipped = pull and tpu_pull.supports(spec), not (pull or axes) and tpu_clip.supports(spec)
+  targets = tpu_merge.own_ids(targets.astype(jnp.int32), part)
+  first = tpu_forward.statistics(own_spec, *narrow, targets, pull=at_once, clip=once_clipped, **shared)
+  first = tpu_merge.first_pass(spec, part, first)
   normalisers = _normalisers(first.student), _normalisers(first.teacher)
   norms = jnp.stack([*normalisers[0], *normalisers[1]], axis=1)
   results, pulled, sparse = _monitored(first.student, first.teacher, normalisers), first.pull, None
-  valid = spec.valid_vocab or arrays[1].shape[0]
   if first.top is not None:
-    compared, sparse, level = _compared_at_top_k(spec, first.top, normalisers, arrays[1].shape[0])
+    compared, sparse, level = _compared_at_top_k(spec, first.top, normalisers, part.vocab)
   elif once_clipped:
-    compared, level = _clipped(spec, first.clip, results['forward_kl'], norms, narrow, valid)
+    compared, level = _clipped(spec, first.clip, results['forward_kl'], norms, narrow, part.vocab)
   elif tpu_entries.linear(spec):
     compared, level = _compared_fully(spec, results), tpu_entries.level(spec, results['reverse_kl'])
   if first.top is None and not once_clipped and (not tpu_entries.linear(spec) or (pull and not at_once)):
-    sums = tpu_second.sums(spec, *narrow, norms, pull=pull)
+    sums = tpu_merge.second_pass(part, tpu_second.sums(own_spec, *narrow, norms, pull=pull, **shared))
     pulled = sums.pull
     if not tpu_entries.linear(spec):
-      level, compared = sums.level, _whole(sums.loss, sums.changed / valid)
+      level, compared = sums.level, _whole(sums.loss, sums.changed / part.vocab)
   return Divergence(**results, **compared), _Residuals(tuple(arrays), normalisers, level, sparse, pulled, ())
 
 
-def _rows_backward(spec, residuals, cotangent):
+def _rows_backward(spec, axes, residuals, cotangent):
   loss = cotangent.loss
   if type(loss) is jax.custom_derivatives.SymbolicZero:
     loss = jnp.zeros(loss.aval.shape, loss.aval.dtype)
+  loss = tpu_merge.cotangent(loss, axes)
   if residuals.pull is not None:
     pulled = residuals.pull
     gradient = (pulled.astype(jnp.float32) * loss[:, None]).astype(pulled.dtype)
@@ -152,8 +161,17 @@ def _rows_backward(spec, residuals, cotangent):
   (student_hidden, student_head, *teacher), normalisers = residuals.arrays, residuals.normalisers
   rows = tpu_backward.Rows(*normalisers[0], *normalisers[1], residuals.level, loss / spec.student_temperature)
   sparse = residuals.sparse and residuals.sparse._replace(values=residuals.sparse.values * loss[:, None])
+  part = tpu_merge.part(spec, axes, student_head.shape[0])
   gradients = tpu_backward.gradients(
-    spec, student_hidden, student_head, *teacher, rows, sparse, of_head=residuals.head is not None
+    tpu_merge.of_rows(spec, part),
+    student_hidden,
+    student_head,
+    *teacher,
+    rows,
+    tpu_merge.own_sparse(sparse, part),
+    of_head=residuals.head is not None,
+    vocab=part.vocab,
+    end=part.end,
   )
   return *gradients, None, None, None
 

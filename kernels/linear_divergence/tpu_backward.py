@@ -68,6 +68,8 @@ def gradients(
   sparse: Sparse | None,
   *,
   of_head: bool = True,
+  vocab: int | None = None,
+  end: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Gradients of the student's hidden states [N, D] and of its head [V, D], each in its own type.
 
@@ -80,9 +82,11 @@ def gradients(
     rows: see `Rows`.
     sparse: see `Sparse`, times the cotangent of the loss, or None with the full support.
     of_head: whether the head's gradient is asked for.
+    vocab: valid entries of the whole vocabulary, where the heads are a part of it.
+    end: scalar, how many rows of the heads are valid, or None where the spec says so.
   """
   valid = spec.valid_vocab or student_head.shape[0]
-  kind = dense_kind(spec, student_head.shape[0])
+  kind = dense_kind(spec, vocab or student_head.shape[0])
   tile = min(VOCAB_TILE, valid)
   steps = pl.cdiv(valid, tile)
   by_row = {} if sparse is None else sparse._asdict()
@@ -101,9 +105,10 @@ def gradients(
     by_vocab = {} if kind == 'none' else dict(student_head=head)
     if kind == 'full' and teacher_head is not None:
       by_vocab |= dict(teacher_head=cut(teacher_head, teacher_hidden))
-    place = jnp.stack([start, skip]).astype(jnp.int32)
+    place = jnp.stack([start, skip] + ([] if end is None else [end])).astype(jnp.int32)
     level = _tile(spec, kind, place, (student_hidden.shape[0], tile), by_row, by_vocab, student_hidden.dtype)
-    hidden_sum += lib.contract(level, head, (1, 0))
+    known = head if end is None else lib.existing(head, end - start)
+    hidden_sum += lib.contract(level, known, (1, 0))
     if of_head:
       part = lib.contract(level, student_hidden, (0, 0)).astype(head_gradient.dtype)
       head_gradient = jax.lax.dynamic_update_slice_in_dim(head_gradient, part, start, 0)
@@ -120,7 +125,10 @@ def gradients(
 
 
 def _tile(spec, kind, place, shape, by_row, by_vocab, dtype) -> jax.Array:
-  """d loss / d logits of `shape` [N, n] in `dtype`, for ids from place[0] on; 0 for the first place[1]."""
+  """d loss / d logits of `shape` [N, n] in `dtype`, for ids from place[0] on; 0 for the first place[1].
+
+  Where `place` has a third number, ids from there on have 0 as well.
+  """
   blocks = lib.choose(
     shape[0],
     shape[1],
@@ -176,7 +184,10 @@ def _kernel(spec, kind, blocks, place_ref, refs, outputs):
     columns = (local + place_ref[0]).astype(jnp.float32)
     _scatter(Sparse(refs['ids'][...], refs['values'][...]), columns, z_ref)
     gradient = z_ref[...]
-  out_ref[...] = jnp.where(local >= place_ref[1], gradient, 0.0).astype(out_ref.dtype)
+  wanted = local >= place_ref[1]
+  if place_ref.shape[0] > 2:
+    wanted &= local < place_ref[2] - place_ref[0]
+  out_ref[...] = jnp.where(wanted, gradient, 0.0).astype(out_ref.dtype)
 
 
 def _dense(spec, kind, blocks, refs, z_ref, u_ref, block) -> jax.Array:

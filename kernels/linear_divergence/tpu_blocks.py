@@ -129,7 +129,9 @@ def logits(
   return slope * (softcap / temperature), 1 - slope * slope
 
 
-def tile_logits(spec, blocks: Blocks, hidden_refs, head_refs, logit_refs, step: jax.Array) -> None:
+def tile_logits(
+  spec, blocks: Blocks, hidden_refs, head_refs, logit_refs, step: jax.Array, end: jax.Array | None = None
+) -> None:
   """Writes the shaped logits of tile `step` of both models, FLOOR where the vocabulary has ended.
 
   Args:
@@ -139,16 +141,31 @@ def tile_logits(spec, blocks: Blocks, hidden_refs, head_refs, logit_refs, step: 
     head_refs: the student's [vocab, D] and, where it has its own, the teacher's.
     logit_refs: the student's [rows, vocab] and the teacher's.
     step: which tile of the vocabulary.
+    end: [rows, 1], valid entries where that is known at run time alone; see `with_end`.
   """
   column = jax.lax.broadcasted_iota(jnp.int32, blocks.tile, 1)
+  last = blocks.valid if end is None else end.astype(jnp.int32)
   for hidden, head, out, temperature, softcap in (
     (hidden_refs[0], head_refs[0], logit_refs[0], spec.student_temperature, spec.student_softcap),
     (hidden_refs[1], head_refs[-1], logit_refs[1], spec.teacher_temperature, spec.teacher_softcap),
   ):
     x = logits(hidden[...], head[...], temperature, softcap)[0]
-    if blocks.valid % blocks.block_vocab:
-      x = jnp.where(column < blocks.valid - step * blocks.block_vocab, x, FLOOR)
+    if end is not None or blocks.valid % blocks.block_vocab:
+      x = jnp.where(column < last - step * blocks.block_vocab, x, FLOOR)
     out[...] = x
+
+
+def with_end(rows: jax.Array, end: jax.Array | None) -> jax.Array:
+  """`rows` [N, n] with a column more that says how many entries of the heads are valid.
+
+  Args:
+    rows: what a kernel reads of every row.
+    end: scalar, or None where the number is `Blocks.valid`: then nothing is added.
+  """
+  if end is None:
+    return rows
+  column = jnp.broadcast_to(end.astype(rows.dtype), (rows.shape[0], 1))
+  return jnp.concatenate([rows, column], axis=1)
 
 
 def softcap_slope(spec, z: jax.Array) -> jax.Array | float:
@@ -159,14 +176,16 @@ def softcap_slope(spec, z: jax.Array) -> jax.Array | float:
   return 1 - jnp.minimum(ratio * ratio, 1.0)
 
 
-def forget_padding(blocks: Blocks, head_ref, step: jax.Array) -> None:
-  """Zeros in the rows of the last block of a head that do not exist: 0 · NaN is NaN."""
-  if blocks.valid % blocks.block_vocab == 0:
+def forget_padding(blocks: Blocks, head_ref, step: jax.Array, end: jax.Array | None = None) -> None:
+  """Zeros in the rows of a block of a head that do not exist, or from `end` [rows, 1]: 0 · NaN is NaN."""
+  if end is None and blocks.valid % blocks.block_vocab == 0:
     return
+  # A block's first row exists, others may not.
+  last = blocks.valid if end is None else jnp.max(end[0:1].astype(jnp.float32)).astype(jnp.int32)
 
-  @pl.when(step == blocks.valid_steps - 1)
+  @pl.when((step + 1) * blocks.block_vocab > last)
   def _():
-    head_ref[...] = existing(head_ref[...], step, blocks.valid)
+    head_ref[...] = existing(head_ref[...], last - step * blocks.block_vocab)
 
 
 def in_lanes(values, shape: tuple[int, int]) -> jax.Array:
@@ -198,12 +217,10 @@ def inside(blocks: Blocks, row_step: jax.Array, vocab_step: jax.Array) -> jax.Ar
   return (row < rows) & (column < vocab)
 
 
-def existing(block: jax.Array, step: jax.Array, size: int) -> jax.Array:
-  """`block` [n, D], the `step`-th, with zeros from row `size` of its array on: 0 · NaN is NaN."""
-  if size % block.shape[0] == 0:
-    return block
+def existing(block: jax.Array, size: jax.Array) -> jax.Array:
+  """`block` [n, D] with zeros from row `size` on: 0 · NaN is NaN."""
   row = jax.lax.broadcasted_iota(jnp.int32, block.shape, 0)
-  return jnp.where(row < size - step * block.shape[0], block, jnp.zeros_like(block))
+  return jnp.where(row < size, block, jnp.zeros_like(block))
 
 
 def first(x: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:

@@ -56,14 +56,15 @@ class First(NamedTuple):
     student: its statistics.
     teacher: its statistics.
     top: largest logits of the ranked side.
-    pull: gradient [N, D] of every loss to its hidden state.
+    pull: gradient [N, D] of every loss to its hidden state; apart, the two sums of `tpu_pull` that it
+      is made of, for the entries of these heads.
     clip: see `tpu_clip`.
   """
 
   student: Side
   teacher: Side
   top: top_k.TopK | None
-  pull: jax.Array | None
+  pull: jax.Array | tuple[jax.Array, jax.Array] | None
   clip: clips.Clip | None
 
 
@@ -77,6 +78,8 @@ def statistics(
   *,
   pull: bool = False,
   clip: bool = False,
+  apart: bool = False,
+  end: jax.Array | None = None,
 ) -> First:
   """Student's and teacher's statistics, and the top-k of the side that the spec ranks.
 
@@ -89,26 +92,29 @@ def statistics(
     targets: int32 [N].
     pull: whether to return the loss's gradient to `student_hidden`; for a forward or a reverse KL.
     clip: whether to look for entries above the spec's upper bound.
+    apart: whether the heads are a part of the vocabulary, so that the pull is to be left unfinished.
+    end: scalar, how many rows of the heads are valid, or None where the spec says so.
   """
   count, vocab = student_hidden.shape[0], student_head.shape[0]
   ranked = spec.support != 'full'
-  rows = [targets[:, None], student_hidden, teacher_hidden]
+  rows = [lib.with_end(targets[:, None], end), student_hidden, teacher_hidden]
   heads = [x for x in (student_head, teacher_head) if x is not None]
   outputs = 1 + len(top_k.TopK._fields) * ranked
   width = student_hidden.shape[1]
   row_bytes = lib.bytes_per_row(*rows, buffers=1) + (2 * _FIELDS + 2 * outputs) * 4 * lib.LANES
-  row_bytes += pulls.bytes_per_row(student_hidden) if pull else 0
+  results = pull * (2 if apart else 1)
+  row_bytes += pulls.bytes_per_row(student_hidden, results) if pull else 0
   row_bytes += clips.bytes_per_row() if clip else 0
   sizes = (count, vocab, spec.valid_vocab or vocab)
   blocks = lib.choose(*sizes, row_bytes, lib.bytes_per_row(*heads), lib.ROW_MAJOR)
   rows = [lib.at_least(x, blocks.block_rows) for x in rows]
   heads = [lib.at_least(x, blocks.block_vocab) for x in heads]
   lanes = jax.ShapeDtypeStruct((rows[0].shape[0], lib.LANES), jnp.float32)
-  pulled = [jax.ShapeDtypeStruct(rows[1].shape, student_hidden.dtype)] if pull else []
+  pulled = [jax.ShapeDtypeStruct(rows[1].shape, student_hidden.dtype)] * results
   lane_scratch = pltpu.VMEM((blocks.block_rows, lib.LANES), jnp.float32)
   out = pl.pallas_call(
     lambda *refs: _kernel(
-      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, pull, clip
+      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, results, clip
     ),
     grid=(blocks.row_steps, blocks.valid_steps),
     in_specs=[lib.row_block(blocks, x.shape[1], 0, buffers=1) for x in rows]
@@ -126,10 +132,11 @@ def statistics(
   )(*rows, *heads)
   sides = out[0][:count]
   top = top_k.TopK(*(x[:count] for x in out[1:outputs])) if ranked else None
-  pulled = out[outputs][:count] if pull else None
+  pulled = tuple(x[:count] for x in out[outputs:])
   clipped = None
   if clip:
     clipped = clips.Clip(*(_lane(sides, 2 * _FIELDS + lane) for lane in range(len(clips.Clip._fields))))
+  pulled = (pulled if apart else pulled[0]) if pull else None
   return First(_side(sides, 0), _side(sides, _FIELDS), top, pulled, clipped)
 
 
@@ -144,10 +151,13 @@ def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
 
 
 def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
-  """Adds tile (rows of grid axis 0, vocabulary of axis 1) to the statistics, top-k and pull."""
+  """Adds tile (rows of grid axis 0, vocabulary of axis 1) to the statistics, top-k and pull.
+
+  `pull` is how many results the pull has, 0 without one.
+  """
   target_ref, student_ref, teacher_ref = row_refs
   stats_ref, top_refs = refs[0], refs[1:outputs]
-  (pull_ref, *refs) = refs[outputs:] if pull else (None, *refs[outputs:])
+  pull_refs, refs = refs[outputs : outputs + pull], refs[outputs + pull :]
   z_ref, u_ref, *refs = refs
   lanes, refs = refs[: 2 * _FIELDS], refs[2 * _FIELDS :]
   pull_scratch, bins = (refs[:2], refs[2:]) if pull else ((), refs)
@@ -164,16 +174,18 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
     if clip:
       clips.start(bins)
 
-  lib.tile_logits(spec, blocks, (student_ref, teacher_ref), head_refs, (z_ref, u_ref), step)
+  end = target_ref[:, 1:2] if target_ref.shape[1] > 1 else None
+  lib.tile_logits(spec, blocks, (student_ref, teacher_ref), head_refs, (z_ref, u_ref), step, end)
   before = [ref[...] for ref in lanes]
   sides = Side(*before[:_FIELDS]), Side(*before[_FIELDS:])
   # A pull weighs the entries of a row against one another: all lanes then have one maximum.
-  after = _update(sides, z_ref, u_ref, target_ref[...], step * (blocks.block_vocab // lib.LANES), pull)
+  first_block = step * (blocks.block_vocab // lib.LANES)
+  after = _update(sides, z_ref, u_ref, target_ref[:, 0:1], first_block, bool(pull))
   for ref, value in zip(lanes, (*after[0], *after[1]), strict=True):
     ref[...] = value
   if pull:
     norms = tuple(tuple(_norms(side) for side in pair) for pair in (sides, after))
-    pulls.add_linear(spec, blocks, norms, z_ref, u_ref, head_refs[0], pull_scratch, step)
+    pulls.add_linear(spec, blocks, norms, z_ref, u_ref, head_refs[0], pull_scratch, step, end)
   if clip:
     clips.insert(bins, z_ref, u_ref)
   if top_refs:
@@ -182,13 +194,13 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
 
   @pl.when(step == last)
   def _():
-    values = _combined(after, pull)
+    values = _combined(after, bool(pull))
     if clip:
       norms = [values[side : side + 2] for side in (0, _FIELDS)]
       values += clips.found(spec, bins, *norms)
     stats_ref[...] = lib.in_lanes(values, stats_ref.shape)
     if pull:
-      pulls.finish(spec, pull_ref, pull_scratch)
+      pulls.finish(spec, pull_refs, pull_scratch)
 
 
 def _update(sides, z_ref, u_ref, targets, first_block, joint: bool) -> tuple[Side, Side]:

@@ -44,9 +44,9 @@ def supports(spec: DivergenceSpec) -> bool:
   return spec.support == 'full' and spec.kind in ('forward_kl', 'reverse_kl') and unclipped
 
 
-def bytes_per_row(hidden: jax.Array) -> int:
-  """VMEM for one row of the sums and of the result, two blocks of which are on their way."""
-  return hidden.shape[1] * (2 * 4 + 2 * hidden.dtype.itemsize)
+def bytes_per_row(hidden: jax.Array, results: int = 1) -> int:
+  """VMEM for one row of the sums and of the results, two blocks of which are on their way."""
+  return hidden.shape[1] * (2 * 4 + 2 * results * hidden.dtype.itemsize)
 
 
 def scratch(blocks: lib.Blocks, hidden: jax.Array) -> list:
@@ -60,7 +60,7 @@ def start(sums) -> None:
     ref[...] = jnp.zeros(ref.shape, jnp.float32)
 
 
-def add_linear(spec, blocks, norms, z_ref, u_ref, head_ref, sums, step) -> None:
+def add_linear(spec, blocks, norms, z_ref, u_ref, head_ref, sums, step, end=None) -> None:
   """Adds a tile of a KL to the sums.
 
   Args:
@@ -72,6 +72,7 @@ def add_linear(spec, blocks, norms, z_ref, u_ref, head_ref, sums, step) -> None:
     head_ref: the student's head [vocab, D].
     sums: from `scratch`.
     step: which tile of the vocabulary.
+    end: as in `tpu_blocks.tile_logits`.
   """
   (student, teacher), (new_student, new_teacher) = norms
   keep, keep_teacher = _kept(student, new_student), _kept(teacher, new_teacher)
@@ -89,10 +90,10 @@ def add_linear(spec, blocks, norms, z_ref, u_ref, head_ref, sums, step) -> None:
     g, second = q * (below - below_teacher - new_mean), q
     mix = (keep, keep * (rise - rise_teacher + mean - new_mean), keep)
   slope = lib.softcap_slope(spec, z)
-  add(blocks, mix, g * slope, second * slope, head_ref, sums, step)
+  add(blocks, mix, g * slope, second * slope, head_ref, sums, step, end)
 
 
-def add(blocks, mix, g: jax.Array, second: jax.Array, head_ref, sums, step) -> None:
+def add(blocks, mix, g: jax.Array, second: jax.Array, head_ref, sums, step, end=None) -> None:
   """Sets the sums right for new totals, and adds the products of a tile.
 
   Args:
@@ -103,8 +104,9 @@ def add(blocks, mix, g: jax.Array, second: jax.Array, head_ref, sums, step) -> N
     head_ref: [vocab, D].
     sums: from `scratch`.
     step: which tile of the vocabulary.
+    end: as in `tpu_blocks.tile_logits`.
   """
-  lib.forget_padding(blocks, head_ref, step)
+  lib.forget_padding(blocks, head_ref, step, end)
   head = head_ref[...]
   own, of_first, of_second = mix
   first_sum, second_sum = (ref[...] for ref in sums)
@@ -112,9 +114,10 @@ def add(blocks, mix, g: jax.Array, second: jax.Array, head_ref, sums, step) -> N
   sums[1][...] = of_second * second_sum + lib.contract(second.astype(head.dtype), head, (1, 0))
 
 
-def finish(spec: DivergenceSpec, out_ref, sums) -> None:
-  """The gradient of the loss to the hidden states."""
-  out_ref[...] = (sums[0][...] / spec.student_temperature).astype(out_ref.dtype)
+def finish(spec: DivergenceSpec, out_refs, sums) -> None:
+  """The gradient of the loss to the hidden states; where there is room for it, the second sum as well."""
+  for out_ref, ref in zip(out_refs, sums, strict=False):
+    out_ref[...] = (ref[...] / spec.student_temperature).astype(out_ref.dtype)
 
 
 def _inverse(norms: Norms) -> jax.Array:

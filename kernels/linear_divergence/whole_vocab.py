@@ -60,7 +60,9 @@ def forward(
     result, outcome = compare(plan, inputs, hidden and not head)
     if not statistics:
       result = Divergence(result.loss, result.clip_fraction, clip_fallback=result.clip_fallback)
-    return result, outcome._replace(pull=None) if head else None, outcome.pull
+    # Shares of the vocabulary add up last, once.
+    pull = None if outcome.pull is None else tiles.total(outcome.pull, axes).astype(inputs.student.dtype)
+    return result, outcome._replace(pull=None) if head else None, pull
 
   result, outcome, pull = over_vocab(run, axes, (_layout(inputs, axes),), PartitionSpec())(inputs)
   return result, Residuals(pull, inputs if head else None, outcome, () if hidden else None)
@@ -96,7 +98,8 @@ def _at_support(plan: Plan, inputs: Inputs, sparse: Sparse, weight: jax.Array, h
   values = sparse.values * (weight / plan.spec.student_temperature)[..., None]
   own, dtype = None, inputs.student.dtype
   if hidden:
-    own = columns.pull(plan, values, inputs.student_head, sparse.ids, dtype).astype(dtype)
+    own = tiles.total(columns.pull(plan, values, inputs.student_head, sparse.ids, dtype), plan.axes)
+    own = own.astype(dtype)
   return own, columns.push(plan, values, inputs.student, sparse.ids, inputs.student_head)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kernels import tiles
 from kernels.linear_divergence.api import DivergenceSpec, linear_divergence
@@ -315,81 +314,3 @@ def test_whole_logits_are_never_held(mode):
   text = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile().as_text()
   shapes = re.findall(r'\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]', text)
   assert max(math.prod(int(n) for n in shape.split(',')) for shape in shapes) <= 8 * 1024
-
-
-# --- Over devices.
-
-
-def mesh_of(data, tensor):
-  devices = jax.devices()[: data * tensor]
-  return jax.make_mesh((data, tensor), ('data', 'tensor'), axis_types=(AxisType.Auto,) * 2, devices=devices)
-
-
-def on(mesh, arrays, targets, spec, weights, **settings):
-  """A compiled step with rows over `data` and heads over `tensor`; its results and its program."""
-  place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
-  head = (None,) if arrays[1].shape[0] % mesh.shape['tensor'] else ('tensor',)
-  arrays = [place(x, *axes) for x, axes in zip(arrays, (('data',), head) * 2, strict=True)]
-  targets, weights = place(targets, 'data'), place(jnp.asarray(weights, jnp.float32), 'data')
-
-  def loss(student, head):
-    result = linear_divergence(
-      student, head, *arrays[2:], targets, spec, chunk_tokens=2, vocab_axes=('tensor',), **settings
-    )
-    return (result.loss * weights).sum(), result
-
-  with jax.set_mesh(mesh):
-    step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(*arrays[:2]).compile()
-    return step(*arrays[:2]), step.as_text()
-
-
-def assert_same(*outcomes):
-  # How often a clip is looked at again depends on the width of a tile, and nothing on that.
-  actual, expected = (
-    jax.tree.leaves((dataclasses.replace(result, clip_fallback=None), gradients))
-    for result, gradients in outcomes
-  )
-  for left, right in zip(actual, expected, strict=True):
-    np.testing.assert_allclose(left, right, atol=3e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-  'spec, settings',
-  [
-    (OPSD, dict()),
-    (DivergenceSpec(kind='jsd', valid_vocab=650), dict()),
-    (DivergenceSpec(support='union', k=5, tail='bucket', valid_vocab=650), dict()),
-    (DivergenceSpec(kind='reverse_kl', support='student_topk', k=5), dict(statistics=False)),
-    (DivergenceSpec(kind='both_kl'), dict(mode='speed')),
-  ],
-)
-def test_devices_that_share_the_vocabulary_change_nothing(spec, settings):
-  arrays, targets, weights = make(12, 2, 4, 704, scale=2.0)
-  targets = targets % 650
-  # A tie across devices, which the lower id wins.
-  arrays = (arrays[0], arrays[1].at[640].set(arrays[1][3]), *arrays[2:])
-  ((_, expected), pulls), _ = on(mesh_of(1, 1), arrays, targets, spec, weights, **settings)
-  ((_, actual), gradients), _ = on(mesh_of(2, 4), arrays, targets, spec, weights, **settings)
-  assert_same((actual, gradients), (expected, pulls))
-
-
-def test_devices_exchange_numbers_per_position_alone():
-  batch, time, vocab, width = 2, 4, 2048, 16
-  arrays, targets, weights = make(13, batch, time, vocab, width, width)
-  _, text = on(mesh_of(1, 4), arrays, targets, DivergenceSpec(), weights)
-  assert 'all-gather' not in text and 'all-to-all' not in text
-  reduced = re.findall(r'= ?\(?((?:f32|s32)\[[\d,]*\][^)=]*?)\)? all-reduce', text)
-  assert reduced
-  sizes = [
-    math.prod(int(n) for n in shape.split(',') if n)
-    for line in reduced
-    for shape in re.findall(r'\[([\d,]*)\]', line)
-  ]
-  assert max(sizes) <= batch * time * width < vocab
-
-
-def test_a_vocabulary_that_no_axis_divides_stays_whole():
-  arrays, targets, weights = make(14, 2, 4, 701)
-  ((_, expected), pulls), _ = on(mesh_of(1, 1), arrays, targets, OPSD, weights)
-  ((_, actual), gradients), _ = on(mesh_of(2, 4), arrays, targets, OPSD, weights)
-  assert_same((actual, gradients), (expected, pulls))

@@ -21,8 +21,10 @@ pytestmark = pytest.mark.skipif(
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 VOCAB = 151_936
 
-PROGRAM = """
+PROGRAM = r"""
 import json
+import math
+import re
 import sys
 
 import jax
@@ -55,7 +57,7 @@ def shaped(shape, dtype, *axes):
 def compiled(settings, batch, time, width, vocab, head='bfloat16', hidden='bfloat16', gradients=(0, 1)):
   def loss(*arrays):
     result = linear_divergence(
-      *arrays, DivergenceSpec(**settings), implementation='tpu', batch_axes=('data',))
+      *arrays, DivergenceSpec(**settings), implementation='tpu', batch_axes=('data',), vocab_axes=('tensor',))
     return result.loss.mean(), result
 
   states = shaped((batch, time, width), hidden, 'data')
@@ -65,13 +67,23 @@ def compiled(settings, batch, time, width, vocab, head='bfloat16', hidden='bfloa
   return step.lower(states, heads, states, heads, targets).compile()
 
 
+def exchanged(text):
+  # How many numbers each collective leaves on a device.
+  shapes = re.findall(
+    r'= ([^\n]*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(', text)
+  return [math.prod(int(n) for n in shape.split(',') if n)
+          for line in shapes for shape in re.findall(r'\w\[([\d,]*)\]', line)]
+
+
 results = []
 with jax.set_mesh(mesh):
   for case in cases:
     program = compiled(**case)
-    memory = program.memory_analysis()
+    memory, text = program.memory_analysis(), program.as_text()
+    layout = [str(getattr(x, "spec", None)) for x in program.output_shardings[1]]
     results.append(dict(temp=memory.temp_size_in_bytes, peak=memory.peak_memory_in_bytes,
-                        kernels=program.as_text().count('custom_call_target="tpu_custom_call"')))
+                        kernels=text.count('custom_call_target="tpu_custom_call"'),
+                        exchanged=exchanged(text), layout=layout))
 print('RESULTS', json.dumps(results))
 """
 
@@ -168,8 +180,37 @@ def test_compiles_in_other_types_and_sizes():
   assert [result['kernels'] for result in compile_for('v5e:1x1', cases)] == [2, 2, 2, 2, 2]
 
 
+def check_mesh(named, *flags):
+  """Compiles cases for rows over two devices and heads over two: only numbers of positions leave these."""
+  for (name, case), result in zip(named, compile_for('v5e:2x2', [x for _, x in named], *flags), strict=True):
+    both = case.get('gradients') != [0]
+    assert result['kernels'] == expected_kernels(name, case.get('gradients')), (name, result)
+    rows, width = case['batch'] * case['time'] // 2, case['width']
+    sizes = list(result['exchanged'])
+    sizes.remove(rows * width)  # the hidden states' gradient, over the devices with other entries
+    if both:
+      sizes.remove(case['vocab'] // 2 * width)  # a part of the head's, over those with other rows
+    lanes = 3 * 2 * case['settings'].get('k', 0)
+    assert sum(sizes) <= rows * (16 + lanes) + 1, (name, result)
+    assert 'tensor' in result['layout'][-1] if both else 'data' in result['layout'][-1]
+    # What a device holds beside its arguments and results is small, and has no head that was gathered.
+    logits = rows * case['vocab'] // 2 * 4
+    assert result['temp'] < 0.04 * logits + 2**20, (name, result)
+
+
+def test_compiles_for_heads_over_devices():
+  case = sized(SPECS['teacher top-64, bucket'] | dict(valid_vocab=151_669), 512)
+  check_mesh([('teacher top-64, bucket', case)], 'quick')
+
+
 @pytest.mark.slow
-def test_compiles_for_a_mesh():
-  cases = [sized(SPECS['forward KL']), sized(SPECS['student top-64'], time=512)]
-  for result in compile_for('v5e:2x2', cases):
-    assert result['kernels'] == 2
+def test_compiles_for_heads_over_devices_at_all_sizes():
+  wanted = [
+    ('forward KL', [0, 1]),
+    ('forward KL', [0]),
+    ('reverse KL', [0]),
+    ('jsd', [0]),
+    ('clipped forward KL', [0, 1]),
+    ('student top-64', [0, 1]),
+  ]
+  check_mesh([(name, sized(SPECS[name], gradients=gradients)) for name, gradients in wanted])
