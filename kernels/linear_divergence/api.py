@@ -6,17 +6,19 @@ from typing import NamedTuple
 import jax
 
 from kernels import checks
-from kernels.linear_divergence import chunked, reference, sharded, tpu
-from kernels.linear_divergence.spec import MODES, Divergence, DivergenceSpec, Mode
+from kernels.linear_divergence import cached, chunked, reference, sharded, tpu, tpu_cached
+from kernels.linear_divergence.spec import MODES, Divergence, DivergenceSpec, Mode, TeacherTopK
 
 __all__ = [
   'Choice',
   'Divergence',
   'DivergenceSpec',
   'IMPLEMENTATIONS',
+  'TeacherTopK',
   'choose',
   'explain',
   'linear_divergence',
+  'linear_divergence_from_top_k',
 ]
 
 IMPLEMENTATIONS = {
@@ -113,6 +115,61 @@ def linear_divergence(
   if statistics:
     return result
   return Divergence(result.loss, result.clip_fraction, clip_fallback=result.clip_fallback)
+
+
+def linear_divergence_from_top_k(
+  student_hidden: jax.Array,
+  student_head: jax.Array,
+  teacher: TeacherTopK,
+  targets: jax.Array,
+  spec: DivergenceSpec,
+  *,
+  chunk_tokens: int = 1024,
+  statistics: bool = True,
+  implementation: str | Sequence[str] | None = None,
+  batch_axes: tuple[str, ...] = (),
+  vocab_axes: tuple[str, ...] = (),
+) -> Divergence:
+  """`linear_divergence` from a teacher that is known by its top-k alone, with support `teacher_topk`.
+
+  Equal to that of the teacher itself, in the results that the top-k tells; the others are None, see
+  `Divergence`. A tail that is renormalised needs no product over the vocabulary without statistics.
+
+  Args:
+    student_hidden: [B, T, D].
+    student_head: [V, D]; rows are vocabulary entries.
+    teacher: ids and log-probabilities [B, T, k] with k of the spec; gets no gradient.
+    targets: [B, T] integer ids in 0..valid_vocab - 1, for the statistics.
+    spec: what to compare. The teacher's temperature and soft-cap are in its log-probabilities: 1.0 and None.
+    chunk_tokens: as of `linear_divergence`.
+    statistics: as of `linear_divergence`.
+    implementation: as of `linear_divergence`; `choose` and `explain` say of `spec`, `student_hidden` and
+      `student_head` which serves.
+    batch_axes: as of `linear_divergence`.
+    vocab_axes: as of `linear_divergence`.
+
+  Returns:
+    Results [B, T], float32 (float64 for float64 inputs).
+
+  Raises:
+    ValueError: a setting or a shape that cannot work; the message has the remedy.
+  """
+  arrays = (student_hidden, student_head)
+  names = _names(implementation)
+  checks.chunk_tokens(chunk_tokens)
+  checks.hidden_and_head('student_', *arrays)
+  checks.targets_like(targets, student_hidden, 'student_hidden')
+  reference.validate(spec, student_head.shape[0])
+  cached.validate(spec, teacher, student_hidden)
+  name = _first(names, spec, arrays, asked=implementation is not None)
+  if name == 'tpu':
+    result = tpu_cached.over_rows(*arrays, teacher, targets, spec, statistics=statistics, batch_axes=batch_axes)
+  elif name == 'reference':
+    result = cached.linear_divergence(*arrays, teacher, targets, spec)
+  else:
+    settings = dict(chunk_tokens=chunk_tokens, statistics=statistics, vocab_axes=vocab_axes)
+    result = chunked.from_top_k(*arrays, teacher, targets, spec, **settings)
+  return result if statistics else Divergence(result.loss, result.clip_fraction)
 
 
 def choose(spec: DivergenceSpec, *arrays: jax.Array) -> tuple[str, str]:
