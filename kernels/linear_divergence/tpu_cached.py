@@ -166,7 +166,7 @@ def _at_support(spec, head, size, open_, pull, hidden, ids, log_p, norm, mean) -
   """What rows of the head at ids [n, k] tell."""
   # A row whose loss has no weight may have any ids.
   rows = head.at[ids].get(mode='clip').astype(hidden.dtype)
-  raw = _contract('nd,nkd->nk', hidden, rows)
+  raw = _per_row('nmd,nkd->nmk', hidden, rows)
   slope = 1.0
   if spec.student_softcap is not None:
     level = jnp.tanh(raw / spec.student_softcap)
@@ -185,16 +185,21 @@ def _at_support(spec, head, size, open_, pull, hidden, ids, log_p, norm, mean) -
   seen |= dict(student_mass=reference.mass(log_q), teacher_mass=reference.mass(log_p))
   own = None
   if pull:
-    own = _contract('nk,nkd->nd', values.astype(rows.dtype), rows)
+    own = _per_row('nmk,nkd->nmd', values.astype(rows.dtype), rows)
     own = own - (level / spec.student_temperature)[:, None] * mean if open_ else own
     own = own.astype(hidden.dtype)
   return _Support(seen, values, level, own)
 
 
-def _contract(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
-  """Product summed in float32, and of float32 in float32."""
-  exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-  return jnp.einsum(formula, left, right, precision=exact, preferred_element_type=jnp.float32)
+def _per_row(formula: str, vectors: jax.Array, matrices: jax.Array) -> jax.Array:
+  """Every row's vector [n, a] times its matrix, summed in float32, and of float32 in float32.
+
+  A vector gets rows of zeros below it (m): matrix units then do what else is a float32 sum of a copy of
+  the matrices in float32.
+  """
+  exact = jax.lax.Precision.HIGHEST if vectors.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+  left = jnp.pad(vectors[:, None], [(0, 0), (0, 7), (0, 0)])
+  return jnp.einsum(formula, left, matrices, precision=exact, preferred_element_type=jnp.float32).sum(1)
 
 
 def _group(hidden: jax.Array, k: int) -> int:
