@@ -163,7 +163,9 @@ def linear_divergence_from_top_k(
   cached.validate(spec, teacher, student_hidden)
   name = _first(names, spec, arrays, asked=implementation is not None)
   if name == 'tpu':
-    result = tpu_cached.over_rows(*arrays, teacher, targets, spec, statistics=statistics, batch_axes=batch_axes)
+    result = tpu_cached.over_rows(
+      *arrays, teacher, targets, spec, statistics=statistics, batch_axes=batch_axes
+    )
   elif name == 'reference':
     result = cached.linear_divergence(*arrays, teacher, targets, spec)
   else:

@@ -83,8 +83,7 @@ def validate(spec: DivergenceSpec, teacher: TeacherTopK, student_hidden: jax.Arr
       'the spec.',
     )
   checks.require(
-    jnp.issubdtype(ids.dtype, jnp.integer),
-    f'teacher.ids has dtype {ids.dtype}; pass integer vocabulary ids.',
+    jnp.issubdtype(ids.dtype, jnp.integer), f'teacher.ids has dtype {ids.dtype}; pass integer vocabulary ids.'
   )
   checks.require(
     jnp.issubdtype(logp.dtype, jnp.floating),

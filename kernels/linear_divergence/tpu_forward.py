@@ -91,7 +91,7 @@ def statistics(
     clip: whether to look for entries above the spec's upper bound.
   """
   count, vocab = student_hidden.shape[0], student_head.shape[0]
-  ranked = spec.support != 'full'
+  ranked = spec.support in ('teacher_topk', 'student_topk')
   rows = [targets[:, None], student_hidden, teacher_hidden]
   heads = [x for x in (student_head, teacher_head) if x is not None]
   outputs = 1 + len(top_k.TopK._fields) * ranked

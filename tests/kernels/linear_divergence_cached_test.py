@@ -71,9 +71,7 @@ def run(arrays, teacher, targets, spec, weights, places=(0, 1), races=True, **ke
     return (result.loss * weights).sum(), result
 
   tpu = keywords['implementation'] == 'tpu'
-  step = jax.jit(
-    jax.value_and_grad(loss, has_aux=True), compiler_options=None if tpu else oracle.QUICK
-  )
+  step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=None if tpu else oracle.QUICK)
   inputs = jax.tree.map(jnp.asarray, (arrays[:2], teacher, targets, weights))
   with simulated(races) if tpu else contextlib.nullcontext():
     (_, result), gradients = step([inputs[0][i] for i in places], *inputs)
@@ -84,7 +82,10 @@ def check(arrays, targets, spec, implementation, places=(0, 1), statistics=True,
   """Everything that comes out against the whole teacher in float64."""
   if weights is None:
     weights = np.random.default_rng(1).normal(size=targets.shape).astype(np.float32)
-  teacher, keywords = top_k(arrays, spec), keywords | dict(implementation=implementation, statistics=statistics)
+  teacher, keywords = (
+    top_k(arrays, spec),
+    keywords | dict(implementation=implementation, statistics=statistics),
+  )
   if implementation == 'chunked':
     keywords = dict(chunk_tokens=2) | keywords
   result, gradients = run(arrays, teacher, targets, without_shaping(spec), weights, places, **keywords)
