@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from kernels.linear_divergence import cached, reference, sharded, tpu_backward, tpu_student
 from kernels.linear_divergence.spec import Divergence, DivergenceSpec, TeacherTopK
 
-_GATHERED = 2**26  # Bytes of the head's rows that are gathered at a time.
+_GATHERED = 2**25  # Bytes of the head's rows that are gathered at a time.
 
 
 def over_rows(
