@@ -6,24 +6,22 @@ from typing import NamedTuple
 import jax
 
 from kernels import checks
-from kernels.linear_divergence import chunked, reference, sharded, tpu
-from kernels.linear_divergence.spec import MODES, Divergence, DivergenceSpec, Mode
+from kernels.linear_divergence import cached, chunked, reference, sharded, tpu, tpu_cached
+from kernels.linear_divergence.spec import MODES, Divergence, DivergenceSpec, Mode, TeacherTopK
 
 __all__ = [
   'Choice',
   'Divergence',
   'DivergenceSpec',
   'IMPLEMENTATIONS',
+  'TeacherTopK',
   'choose',
   'explain',
   'linear_divergence',
+  'linear_divergence_from_top_k',
 ]
 
-IMPLEMENTATIONS = {
-  'reference': reference.linear_divergence,
-  'chunked': chunked.linear_divergence,
-  'tpu': tpu.linear_divergence,
-}
+IMPLEMENTATIONS = ('reference', 'chunked', 'tpu')
 # What None stands for: the first that supports a call.
 _PREFERRED = ('tpu', 'chunked')
 
@@ -77,7 +75,7 @@ def linear_divergence(
     weights: [B, T], what the losses will be multiplied by, up to one factor: with `speed` the head's
       gradient is then made at once too. It is right with any weights, or none, and slower.
     statistics: False leaves out all results that the loss does not need: they are None.
-    implementation: a key of `IMPLEMENTATIONS`, several in order of preference, of which the first that
+    implementation: one of `IMPLEMENTATIONS`, several in order of preference, of which the first that
       supports the call is taken, or None for ('tpu', 'chunked').
     batch_axes: axes of the current mesh (`jax.set_mesh`, Auto axes) that the batch is laid out over.
       `tpu`, which XLA cannot partition, splits B over them where they divide it, and T over the others
@@ -105,18 +103,86 @@ def linear_divergence(
   sharded.check_axes('batch_axes', batch_axes)
   sharded.check_axes('vocab_axes', vocab_axes)
   name = _first(names, spec, arrays, asked=implementation is not None)
-  call = IMPLEMENTATIONS[name]
-  if name == 'tpu':
-    axes = dict(batch_axes=batch_axes, vocab_axes=vocab_axes)
-    result = sharded.over_devices(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, **axes)
-  elif name == 'reference':
-    result = call(*arrays, targets, spec, chunk_tokens=chunk_tokens)
-  else:
+  if name == 'reference':
+    result = reference.linear_divergence(*arrays, targets, spec, chunk_tokens=chunk_tokens)
+  elif name == 'chunked':
     settings = dict(chunk_tokens=chunk_tokens, mode=mode, weights=weights, statistics=statistics)
-    result = call(*arrays, targets, spec, **settings, vocab_axes=vocab_axes)
+    result = chunked.linear_divergence(*arrays, targets, spec, **settings, vocab_axes=vocab_axes)
+  else:
+
+    def call(rows, heads, axes):
+      student, teacher, targets, _ = rows
+      return tpu.linear_divergence(student, heads[0], teacher, heads[-1], targets, spec, vocab_axes=axes)
+
+    rows = (student_hidden, teacher_hidden, targets, weights)
+    heads = (student_head,) if teacher_head is student_head else (student_head, teacher_head)
+    result = sharded.over_devices(call, rows, heads, batch_axes=batch_axes, vocab_axes=vocab_axes)
   if statistics:
     return result
   return Divergence(result.loss, result.clip_fraction, clip_fallback=result.clip_fallback)
+
+
+def linear_divergence_from_top_k(
+  student_hidden: jax.Array,
+  student_head: jax.Array,
+  teacher: TeacherTopK,
+  targets: jax.Array,
+  spec: DivergenceSpec,
+  *,
+  chunk_tokens: int = 1024,
+  statistics: bool = True,
+  implementation: str | Sequence[str] | None = None,
+  batch_axes: tuple[str, ...] = (),
+  vocab_axes: tuple[str, ...] = (),
+) -> Divergence:
+  """`linear_divergence` from a teacher that is known by its top-k alone, with support `teacher_topk`.
+
+  Equal to that of the teacher itself, in the results that the top-k tells; the others are None, see
+  `Divergence`. A tail that is renormalised needs no product over the vocabulary without statistics.
+
+  Args:
+    student_hidden: [B, T, D].
+    student_head: [V, D]; rows are vocabulary entries.
+    teacher: ids and log-probabilities [B, T, k] with k of the spec; gets no gradient.
+    targets: [B, T] integer ids in 0..valid_vocab - 1, for the statistics.
+    spec: what to compare. The teacher's temperature and soft-cap are in its log-probabilities: 1.0 and None.
+    chunk_tokens: as of `linear_divergence`.
+    statistics: as of `linear_divergence`.
+    implementation: as of `linear_divergence`; `choose` and `explain` say of `spec`, `student_hidden` and
+      `student_head` which serves.
+    batch_axes: as of `linear_divergence`.
+    vocab_axes: as of `linear_divergence`, but `tpu` takes the whole head.
+
+  Returns:
+    Results [B, T], float32 (float64 for float64 inputs).
+
+  Raises:
+    ValueError: a setting or a shape that cannot work; the message has the remedy.
+  """
+  arrays = (student_hidden, student_head)
+  names = _names(implementation)
+  checks.chunk_tokens(chunk_tokens)
+  checks.hidden_and_head('student_', *arrays)
+  checks.targets_like(targets, student_hidden, 'student_hidden')
+  reference.validate(spec, student_head.shape[0])
+  sharded.check_axes('batch_axes', batch_axes)
+  sharded.check_axes('vocab_axes', vocab_axes)
+  cached.validate(spec, teacher, student_hidden)
+  name = _first(names, spec, arrays, asked=implementation is not None)
+  if name == 'reference':
+    result = cached.linear_divergence(*arrays, teacher, targets, spec)
+  elif name == 'chunked':
+    settings = dict(chunk_tokens=chunk_tokens, statistics=statistics, vocab_axes=vocab_axes)
+    result = chunked.from_top_k(*arrays, teacher, targets, spec, **settings)
+  else:
+
+    def call(rows, head, _):
+      student, teacher, targets = rows
+      return tpu_cached.linear_divergence(student, head, teacher, targets, spec, statistics=statistics)
+
+    rows = (student_hidden, teacher, targets)
+    result = sharded.over_devices(call, rows, student_head, batch_axes=batch_axes)
+  return result if statistics else Divergence(result.loss, result.clip_fraction)
 
 
 def choose(spec: DivergenceSpec, *arrays: jax.Array) -> tuple[str, str]:

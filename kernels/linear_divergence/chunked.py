@@ -16,7 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from kernels.linear_divergence import whole_rows, whole_vocab
 from kernels.linear_divergence.parts import Inputs
-from kernels.linear_divergence.spec import Divergence, DivergenceSpec, Mode
+from kernels.linear_divergence.spec import Divergence, DivergenceSpec, Mode, TeacherTopK
 
 _MODES = {'memory': whole_vocab, 'speed': whole_rows}
 
@@ -44,6 +44,23 @@ def linear_divergence(
   inputs = Inputs(*(x if x is None else jnp.asarray(x) for x in arrays))
   settings = (spec, mode, chunk_tokens, statistics, tuple(vocab_axes))
   return _divergence(settings, inputs, weights)
+
+
+def from_top_k(
+  student_hidden: jax.Array,
+  student_head: jax.Array,
+  teacher: TeacherTopK,
+  targets: jax.Array,
+  spec: DivergenceSpec,
+  *,
+  chunk_tokens: int,
+  statistics: bool,
+  vocab_axes: tuple[str, ...],
+) -> Divergence:
+  """`api.linear_divergence_from_top_k` in tiles of the vocabulary, or without any where none is needed."""
+  arrays = (student_hidden, student_head, jax.lax.stop_gradient(teacher), None, targets)
+  inputs = jax.tree.map(jnp.asarray, Inputs(*arrays))
+  return _divergence((spec, 'memory', chunk_tokens, statistics, tuple(vocab_axes)), inputs, None)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

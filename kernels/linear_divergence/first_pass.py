@@ -89,11 +89,11 @@ class Wants(NamedTuple):
 class Found(NamedTuple):
   """What a pass has found; None where it did not look."""
 
-  student: Side | None
-  teacher: Side | None
-  student_top: top_k.Ranked | None
-  teacher_top: top_k.Ranked | None
-  means: Means
+  student: Side | None = None
+  teacher: Side | None = None
+  student_top: top_k.Ranked | None = None
+  teacher_top: top_k.Ranked | None = None
+  means: Means = Means()
 
 
 def run(plan: Plan, inputs: Inputs, wants: Wants) -> Found:

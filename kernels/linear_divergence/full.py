@@ -44,14 +44,19 @@ def compare(plan: Plan, inputs: Inputs, ahead: bool) -> tuple[Divergence, Outcom
 
 
 def statistics(found: Found) -> dict[str, jax.Array]:
-  """What is reported of the two distributions whatever is compared."""
-  (student, teacher), (norm, own) = found[:2], (found.student.norm, found.teacher.norm)
-  return dict(
+  """What is reported of the two distributions whatever is compared; without a teacher, of the student."""
+  (student, teacher), norm = found[:2], found.student.norm
+  seen = dict(
+    student_entropy=norm.log_total - student.moment / student.total,
+    student_logp=student.target - norm.maximum - norm.log_total,
+  )
+  if teacher is None:
+    return seen
+  own = teacher.norm
+  return seen | dict(
     forward_kl=teacher.cross / teacher.total - own.log_total + norm.log_total,
     reverse_kl=student.cross / student.total - norm.log_total + own.log_total,
-    student_entropy=norm.log_total - student.moment / student.total,
     teacher_entropy=own.log_total - teacher.moment / teacher.total,
-    student_logp=student.target - norm.maximum - norm.log_total,
     teacher_logp=teacher.target - own.maximum - own.log_total,
     agreement=(student.best == teacher.best).astype(student.total.dtype),
   )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import tiles
-from kernels.linear_divergence.spec import DivergenceSpec
+from kernels.linear_divergence.spec import DivergenceSpec, TeacherTopK
 
 FLOOR = -1e30  # Below every logit, and finite: differences and products of it are no NaN.
 
@@ -49,12 +49,13 @@ class Plan:
 class Inputs(NamedTuple):
   """Arrays of a call: hidden states [B, T, D], heads [V, D], targets [B, T].
 
-  A teacher head of None is the student's.
+  A teacher head of None is the student's. Of a teacher that is known by its top-k alone, this is in the
+  place of the hidden states.
   """
 
   student: jax.Array
   student_head: jax.Array
-  teacher: jax.Array
+  teacher: jax.Array | TeacherTopK
   teacher_head: jax.Array | None
   targets: jax.Array
 

@@ -2,60 +2,52 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from kernels import checks
-from kernels.linear_divergence.spec import Divergence, DivergenceSpec
+from kernels.linear_divergence.spec import Divergence
+
+Tree = TypeVar('Tree')
 
 
 def over_devices(
-  implementation: Callable[..., Divergence],
-  student_hidden: jax.Array,
-  student_head: jax.Array,
-  teacher_hidden: jax.Array,
-  teacher_head: jax.Array,
-  targets: jax.Array,
-  spec: DivergenceSpec,
+  call: Callable[[Tree, Tree, tuple[str, ...]], Divergence],
+  rows: Tree,
+  heads: Tree,
   *,
-  chunk_tokens: int,
   batch_axes: Sequence[str],
-  vocab_axes: Sequence[str],
+  vocab_axes: Sequence[str] = (),
 ) -> Divergence:
-  """`implementation` on each device's own rows and its own part of the heads; results lie as the rows do.
+  """`call(rows, heads, axes)` on each device's own rows and its own part of the heads.
 
-  Heads are whole where `vocab_axes` do not divide V. Without a mesh (`jax.set_mesh`), or on one
-  device, this is the plain call.
+  Results lie as the rows do. Heads are whole, and `axes` empty, where `vocab_axes` do not divide V.
+  Without a mesh (`jax.set_mesh`), or on one device, this is the plain call.
 
-  Args: as `api.linear_divergence`.
+  Args:
+    call: gets arrays of the device; `axes` are those that share the heads' rows.
+    rows: a tree of arrays [B, T, ...].
+    heads: a tree of arrays [V, ...]. One that is used twice goes in once, so that `call` sees it.
+    batch_axes: as of `api.linear_divergence`.
+    vocab_axes: as of `api.linear_divergence`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = _free_axes(mesh)
   if math.prod(mesh.shape[axis] for axis in axes) == 1:
-    return implementation(
-      student_hidden, student_head, teacher_hidden, teacher_head, targets, spec, chunk_tokens=chunk_tokens
-    )
-  shared = _shared(student_head.shape[0], mesh, axes, vocab_axes)
+    return call(rows, heads, ())
+  shared = _shared(jax.tree.leaves(heads)[0].shape[0], mesh, axes, vocab_axes)
   others = [axis for axis in axes if axis not in shared]
-  rows = PartitionSpec(*_layout(targets.shape, mesh, others, batch_axes))
-  # A shared head goes in once, so that the implementation sees that it is shared.
-  own_head = () if teacher_head is student_head else (teacher_head,)
-
-  def body(student_hidden, teacher_hidden, targets, student_head, *own_head):
-    teacher_head = own_head[0] if own_head else student_head
-    arrays = (student_hidden, student_head, teacher_hidden, teacher_head, targets)
-    return implementation(*arrays, spec, chunk_tokens=chunk_tokens, vocab_axes=shared)
-
-  heads = (student_head, *own_head)
-  call = jax.shard_map(
-    body,
-    in_specs=(rows, rows, rows) + (PartitionSpec(shared),) * len(heads),
-    out_specs=rows,
+  own = PartitionSpec(*_layout(jax.tree.leaves(rows)[0].shape[:2], mesh, others, batch_axes))
+  split = jax.shard_map(
+    lambda rows, heads: call(rows, heads, shared),
+    in_specs=(own, PartitionSpec(shared)),
+    out_specs=own,
     axis_names=set(axes),
     check_vma=False,  # A pallas_call does not say over which axes its results vary.
   )
-  return call(student_hidden, teacher_hidden, targets, *heads)
+  return split(rows, heads)
 
 
 def _free_axes(mesh: AbstractMesh) -> list[str]:

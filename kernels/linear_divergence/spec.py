@@ -1,7 +1,7 @@
 """What to compare and what comes out: the contract that every implementation keeps."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 
@@ -68,12 +68,31 @@ class DivergenceSpec:
   valid_vocab: int | None = None
 
 
+class TeacherTopK(NamedTuple):
+  """A teacher that is known by its most probable entries alone, such as one that was cached.
+
+  The ids of a position must differ and lie below the valid vocabulary, and the log-probabilities must be
+  finite; their order is free. Nothing checks this, for it would need the values: elsewhere a position's
+  results mean nothing, and what it adds to the gradients either. Finite log-probabilities and any ids keep
+  them finite, so that a position whose loss has no weight may hold anything such as zeros.
+
+  Attributes:
+    ids: integers [B, T, k].
+    logp: log-probabilities [B, T, k] under the teacher's distribution over the whole vocabulary, its
+      temperature and soft-cap applied; any floating type, used in at least float32.
+  """
+
+  ids: jax.Array
+  logp: jax.Array
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Divergence:
   """Per-token results, each float32 [B, T]. Only `loss` carries a gradient.
 
-  Where no statistics are asked for, all but `loss` and what tells of clipping are None.
+  Where no statistics are asked for, all but `loss` and what tells of clipping are None. So are those that
+  need what a `TeacherTopK` does not say: `forward_kl`, `reverse_kl`, `teacher_entropy`, `teacher_logp`.
 
   Attributes:
     loss: the divergence of the spec, after per-entry clipping, summed over entries; in nats.

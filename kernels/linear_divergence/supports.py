@@ -8,30 +8,33 @@ import jax
 import jax.numpy as jnp
 
 from kernels import tiles
-from kernels.linear_divergence import again, columns, first_pass, full, reference, top_k
+from kernels.linear_divergence import again, cached, columns, first_pass, full, reference, top_k
 from kernels.linear_divergence.first_pass import Found, Wants
 from kernels.linear_divergence.parts import FLOOR, Inputs, Outcome, Plan, Sparse, make_tile
-from kernels.linear_divergence.spec import Divergence
+from kernels.linear_divergence.spec import Divergence, TeacherTopK
 
 
 def compare(plan: Plan, inputs: Inputs, ahead: bool) -> tuple[Divergence, Outcome]:
   """Results [B, T], and what gradients are made of; `ahead`: that of the hidden states at once."""
-  spec = plan.spec
+  spec, known = plan.spec, isinstance(inputs.teacher, TeacherTopK)
   ranks = dict(
-    student=spec.support in ('student_topk', 'union'), teacher=spec.support in ('teacher_topk', 'union')
+    student=spec.support in ('student_topk', 'union'),
+    teacher=spec.support in ('teacher_topk', 'union') and not known,
   )
   # A renormalised support does not know what lies outside, and its gradients neither.
   open_ = spec.support == 'sampled' or (spec.tail == 'bucket' and spec.k < plan.vocab)
   wide = {name: open_ or plan.statistics or ranked for name, ranked in ranks.items()}
+  wide |= dict(teacher=wide['teacher'] and not known)
   wants = Wants(
     **wide,
     student_k=spec.k * ranks['student'],
     teacher_k=spec.k * ranks['teacher'],
     means=('student',) if ahead and open_ else (),
   )
-  found = first_pass.run(plan, inputs, wants)
+  found = first_pass.run(plan, inputs, wants) if any(wide.values()) else Found()
   ids, logits, own = _logits(plan, inputs, found)
-  log_q, log_p = (_log(side, x) for side, x in ((found.student, logits), (found.teacher, own)))
+  log_q = _log(found.student, logits)
+  log_p = own.astype(log_q.dtype) if known else _log(found.teacher, own)
   counted = reference.first_of(ids, spec)
 
   def compared(log_q):
@@ -43,6 +46,8 @@ def compare(plan: Plan, inputs: Inputs, ahead: bool) -> tuple[Divergence, Outcom
   if plan.statistics:
     seen |= full.statistics(found)
     seen |= dict(student_mass=reference.mass(log_q, counted), teacher_mass=reference.mass(log_p, counted))
+    if known:
+      seen |= dict(agreement=cached.agreement(inputs.teacher, found.student.best, log_q.dtype))
   return Divergence(**seen), _outcome(plan, inputs, found, values, ids, logits, open_, ahead)
 
 
@@ -74,6 +79,9 @@ def _logits(plan: Plan, inputs: Inputs, found: Found) -> tuple[jax.Array, jax.Ar
   """Ids of the support, and the student's and teacher's shaped logits there, [B, T, n] each."""
   if plan.spec.support == 'sampled':
     return tuple(x[..., None] for x in (inputs.targets, found.student.target, found.teacher.target))
+  if isinstance(inputs.teacher, TeacherTopK):
+    ids, logp = inputs.teacher
+    return ids, _student_at(plan, inputs, ids), logp
   parts = []
   if found.teacher_top is not None:
     values, ids = _exact(plan, inputs, found.teacher_top, student=False)

@@ -7,6 +7,7 @@ states on the way and the third is not needed. What is left is arithmetic on [N]
 which is here and the reference's own.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -38,10 +39,9 @@ def unsupported(spec: DivergenceSpec, *arrays: jax.Array) -> str | None:
     spec: what to compare.
     *arrays: hidden states [..., D] and heads [V, D], those that there are; shapes and types suffice.
   """
-  if spec.support not in ('full', 'teacher_topk', 'student_topk'):
-    return f"support {spec.support!r}; use 'full', 'teacher_topk' or 'student_topk'"
-  if spec.k > LANES:
-    return f'k = {spec.k}; use k <= {LANES}'
+  largest = LANES // 2 if spec.support == 'union' else LANES
+  if spec.k > largest:
+    return f'k = {spec.k} with support {spec.support!r}; use k <= {largest}'
   for array in arrays:
     if array.dtype not in _TYPES:
       return f'{array.dtype} arrays; use bfloat16 or float32'
@@ -58,10 +58,9 @@ def linear_divergence(
   targets: jax.Array,
   spec: DivergenceSpec,
   *,
-  chunk_tokens: int,
   vocab_axes: tuple[str, ...] = (),
 ) -> Divergence:
-  """`api.linear_divergence` in fused kernels; `chunk_tokens` has no effect.
+  """`api.linear_divergence` in fused kernels.
 
   With `vocab_axes`, mesh axes that a `jax.shard_map` around this has split, the heads are this
   device's equal part of their rows, and the results those of the whole vocabulary.
@@ -69,7 +68,6 @@ def linear_divergence(
   Raises:
     NotImplementedError: see `unsupported`.
   """
-  del chunk_tokens
   reason = unsupported(spec, student_hidden, student_head, teacher_hidden, teacher_head)
   if reason is not None:
     raise NotImplementedError(f'The TPU kernels lack {reason}.')
@@ -129,19 +127,30 @@ def _run(spec, axes, pull: bool, *arguments) -> tuple[Divergence, _Residuals]:
   own_spec, shared = tpu_merge.of_rows(spec, part), dict(apart=bool(axes), end=part.end)
   # The certificate's bins are made of normalisers that a part of the vocabulary does not have.
   at_once, once_clipped = pull and tpu_pull.supports(spec), not (pull or axes) and tpu_clip.supports(spec)
-  targets = tpu_merge.own_ids(targets.astype(jnp.int32), part)
-  first = tpu_forward.statistics(own_spec, *narrow, targets, pull=at_once, clip=once_clipped, **shared)
-  first = tpu_merge.first_pass(spec, part, first)
+  targets = targets.astype(jnp.int32)
+
+  def look(support, **wanted):
+    local = tpu_merge.own_ids(targets, part)
+    own = tpu_forward.statistics(
+      dataclasses.replace(own_spec, support=support), *narrow, local, **wanted, **shared
+    )
+    return tpu_merge.first_pass(dataclasses.replace(spec, support=support), part, own)
+
+  # A pass ranks one model.
+  ranked = 'teacher_topk' if spec.support == 'union' else spec.support
+  first = look(ranked, pull=at_once, clip=once_clipped)
   normalisers = _normalisers(first.student), _normalisers(first.teacher)
   norms = jnp.stack([*normalisers[0], *normalisers[1]], axis=1)
   results, pulled, sparse = _monitored(first.student, first.teacher, normalisers), first.pull, None
-  if first.top is not None:
-    compared, sparse, level = _compared_at_top_k(spec, first.top, normalisers, part.vocab)
+  if spec.support != 'full':
+    compared, sparse, level = _compared_at(
+      spec, _support(spec, first, targets, look), normalisers, part.vocab
+    )
   elif once_clipped:
     compared, level = _clipped(spec, first.clip, results['forward_kl'], norms, narrow, part.vocab)
   elif tpu_entries.linear(spec):
     compared, level = _compared_fully(spec, results), tpu_entries.level(spec, results['reverse_kl'])
-  if first.top is None and not once_clipped and (not tpu_entries.linear(spec) or (pull and not at_once)):
+  if spec.support == 'full' and not once_clipped and (not tpu_entries.linear(spec) or (pull and not at_once)):
     sums = tpu_merge.second_pass(part, tpu_second.sums(own_spec, *narrow, norms, pull=pull, **shared))
     pulled = sums.pull
     if not tpu_entries.linear(spec):
@@ -240,27 +249,51 @@ def _whole(loss: jax.Array, clip_fraction: jax.Array) -> dict[str, jax.Array]:
   return dict(loss=loss, student_mass=ones, teacher_mass=ones, clip_fraction=clip_fraction)
 
 
-def _compared_at_top_k(spec: DivergenceSpec, top: tpu_top_k.TopK, normalisers, vocab: int):
+class _Support(NamedTuple):
+  """Entries that a loss compares: ids [N, n], and the shaped logits of student and teacher there."""
+
+  ids: jax.Array
+  student: jax.Array
+  teacher: jax.Array
+
+
+def _support(spec: DivergenceSpec, first: tpu_forward.First, targets: jax.Array, look) -> _Support:
+  """From the first pass, that has ranked the teacher for a union; `look` ranks by another support."""
+  if spec.support == 'sampled':
+    return _Support(targets[:, None], first.student.target, first.teacher.target)
+  parts = []
+  if spec.support in ('teacher_topk', 'union'):
+    ids, teacher, student = _lists(spec, first.top)
+    parts.append(_Support(ids, student, teacher))
+  if spec.support in ('student_topk', 'union'):
+    top = first.top if spec.support == 'student_topk' else look('student_topk').top
+    parts.append(_Support(*_lists(spec, top)))
+  return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+
+
+def _lists(spec: DivergenceSpec, top: tpu_top_k.TopK) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Ids [N, k], logits of the model that was ranked, and of the other."""
+  return tuple(x[:, : spec.k] for x in (top.ids, top.values, top.others))
+
+
+def _compared_at(spec: DivergenceSpec, support: _Support, normalisers, size: int):
   """Loss and masses [N], d loss / d logit at the support, and the factor of -q everywhere [N]."""
-  ranked, other = top.values[:, : spec.k], top.others[:, : spec.k]
-  logits = (other, ranked) if spec.support == 'teacher_topk' else (ranked, other)
   log_q, log_p = (
     x - maximum[:, None] - log_total[:, None]
-    for x, (maximum, log_total) in zip(logits, normalisers, strict=True)
+    for x, (maximum, log_total) in zip(support[1:], normalisers, strict=True)
   )
-  size = spec.valid_vocab or vocab
+  counted = reference.first_of(support.ids, spec)
 
   def compare(log_q):
-    values = reference.entries(*(reference.closed(x, size, spec) for x in (log_p, log_q)), spec)
-    results = reference.clipped_sum(values, None, spec)
-    return results['loss'], results['clip_fraction']
+    results = reference.compared_at(log_p, log_q, counted, size, spec)
+    return results['loss'], results
 
-  loss, pull, clipped = jax.vjp(compare, log_q, has_aux=True)
+  loss, pull, results = jax.vjp(compare, log_q, has_aux=True)
   (gradient,) = pull(jnp.ones_like(loss))
-  masses = dict(student_mass=reference.mass(log_q), teacher_mass=reference.mass(log_p))
-  sparse = _sparse(spec, top.ids, gradient * _slope(spec, logits[0]) / spec.student_temperature)
+  results |= dict(student_mass=reference.mass(log_q, counted), teacher_mass=reference.mass(log_p, counted))
+  values = gradient * _slope(spec, support.student) / spec.student_temperature
   # A log-probability falls with the log of the sum, which every logit raises by its probability.
-  return masses | dict(loss=loss, clip_fraction=clipped), sparse, gradient.sum(-1)
+  return results, tpu_backward.in_lanes(support.ids, values), gradient.sum(-1)
 
 
 def _slope(spec: DivergenceSpec, logits: jax.Array) -> jax.Array | float:
@@ -268,9 +301,3 @@ def _slope(spec: DivergenceSpec, logits: jax.Array) -> jax.Array | float:
   if spec.student_softcap is None:
     return 1.0
   return 1 - (logits * (spec.student_temperature / spec.student_softcap)) ** 2
-
-
-def _sparse(spec: DivergenceSpec, ids: jax.Array, values: jax.Array) -> tpu_backward.Sparse:
-  """Lanes [N, 128] of ids [N, 128] and values [N, k]."""
-  used = jnp.arange(LANES)[None] < spec.k
-  return tpu_backward.Sparse(jnp.where(used, ids, -1.0), jnp.pad(values, [(0, 0), (0, LANES - spec.k)]))

@@ -50,10 +50,18 @@ class Sparse(NamedTuple):
   values: jax.Array
 
 
+def in_lanes(ids: jax.Array, values: jax.Array) -> Sparse:
+  """Lanes [N, 128] of ids [N, n] and derivatives [N, n]."""
+  missing = [(0, 0), (0, lib.LANES - values.shape[1])]
+  return Sparse(jnp.pad(ids.astype(jnp.float32), missing, constant_values=-1.0), jnp.pad(values, missing))
+
+
 def dense_kind(spec: DivergenceSpec, vocab: int) -> str:
   """What touches every logit: entries of the 'full' vocabulary, q by a 'bucket', or 'none'."""
   if spec.support == 'full':
     return 'full'
+  if spec.support == 'sampled':
+    return 'bucket'
   # Renormalised probabilities do not change with the other logits.
   return 'bucket' if spec.tail == 'bucket' and spec.k < (spec.valid_vocab or vocab) else 'none'
 
@@ -62,26 +70,28 @@ def gradients(
   spec: DivergenceSpec,
   student_hidden: jax.Array,
   student_head: jax.Array,
-  teacher_hidden: jax.Array,
+  teacher_hidden: jax.Array | None,
   teacher_head: jax.Array | None,
   rows: Rows,
   sparse: Sparse | None,
   *,
   of_head: bool = True,
+  of_hidden: bool = True,
   vocab: int | None = None,
   end: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[jax.Array | None, jax.Array | None]:
   """Gradients of the student's hidden states [N, D] and of its head [V, D], each in its own type.
 
   Args:
     spec: what to compare.
     student_hidden: [N, D].
     student_head: [V, D] of any type; used in that of the hidden states, as the teacher's is.
-    teacher_hidden: [N, Dt].
+    teacher_hidden: [N, Dt]; for the full support alone.
     teacher_head: [V, Dt], or None where it is the student's.
     rows: see `Rows`.
     sparse: see `Sparse`, times the cotangent of the loss, or None with the full support.
     of_head: whether the head's gradient is asked for.
+    of_hidden: whether the hidden states' is.
     vocab: valid entries of the whole vocabulary, where the heads are a part of it.
     end: scalar, how many rows of the heads are valid, or None where the spec says so.
   """
@@ -107,21 +117,22 @@ def gradients(
       by_vocab |= dict(teacher_head=cut(teacher_head, teacher_hidden))
     place = jnp.stack([start, skip] + ([] if end is None else [end])).astype(jnp.int32)
     level = _tile(spec, kind, place, (student_hidden.shape[0], tile), by_row, by_vocab, student_hidden.dtype)
-    known = head if end is None else lib.existing(head, end - start)
-    hidden_sum += lib.contract(level, known, (1, 0))
+    if of_hidden:
+      known = head if end is None else lib.existing(head, end - start)
+      hidden_sum += lib.contract(level, known, (1, 0))
     if of_head:
       part = lib.contract(level, student_hidden, (0, 0)).astype(head_gradient.dtype)
       head_gradient = jax.lax.dynamic_update_slice_in_dim(head_gradient, part, start, 0)
     return hidden_sum, head_gradient
 
-  empty = jnp.zeros(student_hidden.shape, jnp.float32)
+  empty = jnp.zeros(student_hidden.shape, jnp.float32) if of_hidden else None
   head_gradient = None
   if of_head:
     # Padding of the vocabulary alone is never written.
     make = jax.lax.empty if valid == student_head.shape[0] else jnp.zeros
     head_gradient = make(student_head.shape, student_head.dtype)
   hidden_sum, head_gradient = jax.lax.fori_loop(0, steps, add, (empty, head_gradient))
-  return hidden_sum.astype(student_hidden.dtype), head_gradient
+  return hidden_sum.astype(student_hidden.dtype) if of_hidden else None, head_gradient
 
 
 def _tile(spec, kind, place, shape, by_row, by_vocab, dtype) -> jax.Array:

@@ -225,7 +225,8 @@ def estimate(function, chip: Chip, shapes: Sequence[jax.ShapeDtypeStruct], folde
     platform='tpu', topology_name=chip.topology, chips_per_host_bounds=chip.bounds, num_slices=1
   ).devices[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
-  arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in shapes]
+  shaped = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+  arguments = jax.tree.map(shaped, shapes)
   traced = jax.jit(function).trace(*arguments)
   compiled = traced.lower().compile()
   kernels, cycles = {}, {}
@@ -268,6 +269,7 @@ def divergence(
   spec: Mapping | None = None,
   gradients: Sequence[int] = (0, 1),
   head: str = 'bfloat16',
+  cached: bool = False,
   **keywords,
 ) -> dict:
   """`estimate` of the loss and its gradients, with R: its time over that of 8·tokens·width·vocab flop.
@@ -280,20 +282,26 @@ def divergence(
     spec: fields of `DivergenceSpec`.
     gradients: 0 for the hidden states, 1 for the head.
     head: type of the heads.
-    **keywords: of `linear_divergence`.
+    cached: whether the top-k is all that is known of the teacher.
+    **keywords: of `linear_divergence`, or of `linear_divergence_from_top_k`.
   """
   import jax.numpy as jnp
 
-  from kernels.linear_divergence.api import DivergenceSpec, linear_divergence
+  from kernels.linear_divergence import api
+
+  compared = api.DivergenceSpec(**(spec or {}))
+  call = api.linear_divergence_from_top_k if cached else api.linear_divergence
 
   def loss(*arrays):
     keywords.setdefault('implementation', 'tpu')
-    result = linear_divergence(*arrays, DivergenceSpec(**(spec or {})), **keywords)
+    result = call(*arrays, compared, **keywords)
     return result.loss.mean(), result
 
   hidden = jax.ShapeDtypeStruct((1, tokens, width), jnp.bfloat16)
   heads = jax.ShapeDtypeStruct((vocab, width), head)
-  shapes = (hidden, heads, hidden, heads, jax.ShapeDtypeStruct((1, tokens), jnp.int32))
+  lists = [jax.ShapeDtypeStruct((1, tokens, compared.k), dtype) for dtype in (jnp.int32, jnp.float32)]
+  teacher = (api.TeacherTopK(*lists),) if cached else (hidden, heads)
+  shapes = (hidden, heads, *teacher, jax.ShapeDtypeStruct((1, tokens), jnp.int32))
   step = jax.value_and_grad(loss, tuple(gradients), has_aux=True) if gradients else loss
   with tempfile.TemporaryDirectory(dir='/dev/shm' if os.path.isdir('/dev/shm') else None) as folder:
     prepare(folder)

@@ -96,7 +96,7 @@ def statistics(
     end: scalar, how many rows of the heads are valid, or None where the spec says so.
   """
   count, vocab = student_hidden.shape[0], student_head.shape[0]
-  ranked = spec.support != 'full'
+  ranked = spec.support in ('teacher_topk', 'student_topk')
   rows = [lib.with_end(targets[:, None], end), student_hidden, teacher_hidden]
   heads = [x for x in (student_head, teacher_head) if x is not None]
   outputs = 1 + len(top_k.TopK._fields) * ranked

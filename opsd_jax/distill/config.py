@@ -144,7 +144,7 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
   except ValueError as error:
     raise ConfigError(f'objective: {str(error).replace("kind=", "objective.divergence=")}') from error
   for name in implementations(config) or ():
-    require_choice('objective.implementation', name, tuple(divergence.IMPLEMENTATIONS))
+    require_choice('objective.implementation', name, divergence.IMPLEMENTATIONS)
   lacking = divergence.explain(divergence_spec(config, vocab), implementation=implementations(config))
   require(
     any(choice.lacks is None for choice in lacking),

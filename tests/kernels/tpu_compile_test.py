@@ -34,7 +34,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernels.linear_divergence import tpu_blocks
-from kernels.linear_divergence.api import DivergenceSpec, linear_divergence
+from kernels.linear_divergence.api import (
+  DivergenceSpec, TeacherTopK, linear_divergence, linear_divergence_from_top_k)
 
 topology, cases = sys.argv[1], json.loads(sys.argv[2])
 if sys.argv[3:] == ['quick']:
@@ -54,17 +55,21 @@ def shaped(shape, dtype, *axes):
   return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 
 
-def compiled(settings, batch, time, width, vocab, head='bfloat16', hidden='bfloat16', gradients=(0, 1)):
+def compiled(settings, batch, time, width, vocab, head='bfloat16', hidden='bfloat16', gradients=(0, 1),
+             cached=False):
   def loss(*arrays):
-    result = linear_divergence(
-      *arrays, DivergenceSpec(**settings), implementation='tpu', batch_axes=('data',), vocab_axes=('tensor',))
+    call = linear_divergence_from_top_k if cached else linear_divergence
+    axes = dict(batch_axes=('data',), vocab_axes=('tensor',))
+    result = call(*arrays, DivergenceSpec(**settings), implementation='tpu', **axes)
     return result.loss.mean(), result
 
   states = shaped((batch, time, width), hidden, 'data')
   heads = shaped((vocab, width), head, 'tensor' if len(devices) > 1 else None)
   targets = shaped((batch, time), 'int32', 'data')
+  lists = [shaped((batch, time, settings.get('k', 0)), dtype, 'data') for dtype in ('int32', 'float32')]
+  teacher = (TeacherTopK(*lists),) if cached else (states, heads)
   step = jax.jit(jax.value_and_grad(loss, tuple(gradients), has_aux=True))
-  return step.lower(states, heads, states, heads, targets).compile()
+  return step.lower(states, heads, *teacher, targets).compile()
 
 
 def exchanged(text):
@@ -95,10 +100,19 @@ SPECS = {
   'clipped reverse KL': dict(kind='reverse_kl', entry_clip_min=0.0, teacher_softcap=30.0),
   'teacher top-64, bucket': dict(kind='jsd', support='teacher_topk', k=64, tail='bucket'),
   'student top-64': dict(kind='reverse_kl', support='student_topk', k=64),
+  'union of 32': dict(kind='forward_kl', support='union', k=32, tail='bucket'),
+  'sampled': dict(support='sampled', student_softcap=30.0),
+  'cached top-64, bucket': dict(kind='jsd', support='teacher_topk', k=64, tail='bucket'),
+  'cached top-64': dict(kind='reverse_kl', support='teacher_topk', k=64, valid_vocab=151_669),
 }
 # Kernels of the results alone, and with the gradient of the hidden states but not of the head.
 PASSES = {name: (2, 2) if 'jsd' in name or 'clipped' in name else (1, 1) for name in SPECS}
-PASSES |= {'teacher top-64, bucket': (1, 2), 'student top-64': (1, 2)}
+PASSES |= {
+  'teacher top-64, bucket': (1, 2),
+  'student top-64': (1, 2),
+  'union of 32': (2, 3),
+  'sampled': (1, 2),
+}
 
 
 def compile_for(topology, cases, *flags):
@@ -115,6 +129,10 @@ def compile_for(topology, cases, *flags):
   assert done.returncode == 0, done.stderr[-4000:]
   (line,) = (line for line in done.stdout.splitlines() if line.startswith('RESULTS '))
   return json.loads(line.removeprefix('RESULTS '))
+
+
+def named_case(name, case):
+  return name, case | dict(cached=name.startswith('cached'))
 
 
 def sized(settings, width=2048, **others):
@@ -143,11 +161,12 @@ def check(topology, named, *flags):
   [
     ('v5e:1x1', [('forward KL', [0, 1]), ('clipped forward KL', [0, 1]), ('teacher top-64, bucket', [0, 1])]),
     ('v6e:1x1', [('jsd', [0]), ('reverse KL', [0]), ('clipped reverse KL', [0, 1])]),
+    ('v5p:1x1x1', [('cached top-64, bucket', [0]), ('cached top-64', [0, 1])]),
   ],
 )
 def test_compiles_without_memory_for_logits(topology, cases):
   # Small blocks, for the compiler unrolls them: those of production are the slow tests'.
-  named = [(name, sized(SPECS[name], 512, gradients=gradients)) for name, gradients in cases]
+  named = [named_case(name, sized(SPECS[name], 512, gradients=gradients)) for name, gradients in cases]
   check(topology, named, 'quick')
 
 
@@ -161,9 +180,8 @@ def test_compiles_at_all_sizes(topology):
     width, time, vocab = (2048, 4096)[flip % 2], (2048, 16_384)[flip // 2 % 2], (VOCAB, 262_144)[number % 2]
     gradients = [0] if (flip + number // 2) % 2 else [0, 1]
     settings = SPECS[name] if vocab == VOCAB else SPECS[name] | dict(valid_vocab=None)
-    named.append(
-      (name, dict(settings=settings, batch=1, time=time, width=width, vocab=vocab, gradients=gradients))
-    )
+    sizes = dict(settings=settings, batch=1, time=time, width=width, vocab=vocab, gradients=gradients)
+    named.append(named_case(name, sizes))
   check(topology, named)
 
 
