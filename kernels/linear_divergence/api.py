@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from kernels import checks
-from kernels.linear_divergence import chunked, reference, sharded, tpu
+from kernels.linear_divergence import chunked, gpu, reference, sharded, tpu
 from kernels.linear_divergence.spec import MODES, Divergence, DivergenceSpec, Mode
 
 __all__ = [
@@ -23,9 +23,12 @@ IMPLEMENTATIONS = {
   'reference': reference.linear_divergence,
   'chunked': chunked.linear_divergence,
   'tpu': tpu.linear_divergence,
+  'gpu': gpu.linear_divergence,
 }
 # What None stands for: the first that supports a call.
 _PREFERRED = ('tpu', 'chunked')
+# Not among them, and why.
+_BY_NAME = {'gpu': "a measurement: no GPU has run it yet; ask for it with implementation='gpu'"}
 
 
 class Choice(NamedTuple):
@@ -80,8 +83,8 @@ def linear_divergence(
     implementation: a key of `IMPLEMENTATIONS`, several in order of preference, of which the first that
       supports the call is taken, or None for ('tpu', 'chunked').
     batch_axes: axes of the current mesh (`jax.set_mesh`, Auto axes) that the batch is laid out over.
-      `tpu`, which XLA cannot partition, splits B over them where they divide it, T over the others,
-      and takes whole heads; the other implementations ignore it.
+      `tpu` and `gpu`, which XLA cannot partition, split B over them where they divide it, T over the
+      others, and take whole heads; the other implementations ignore it.
     vocab_axes: axes of the current mesh that the heads' rows are laid out over. `chunked` in `memory`
       keeps them there where they divide V: devices exchange numbers per position, and the hidden
       states' gradient. The others leave it to XLA.
@@ -103,7 +106,7 @@ def linear_divergence(
   reference.validate(spec, student_head.shape[0])
   name = _first(names, spec, arrays, asked=implementation is not None)
   call = IMPLEMENTATIONS[name]
-  if name == 'tpu':
+  if name in ('tpu', 'gpu'):
     result = sharded.over_rows(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, batch_axes=batch_axes)
   elif name == 'reference':
     result = call(*arrays, targets, spec, chunk_tokens=chunk_tokens)
@@ -144,7 +147,10 @@ def explain(
   names = _names(implementation)
   # A name that is asked for alone is meant wherever it can run, under an interpreter for example.
   here = len(names) > 1
-  return tuple(Choice(name, _lacks(name, spec, arrays, here)) for name in names)
+  choices = [Choice(name, _lacks(name, spec, arrays, here)) for name in names]
+  if implementation is None and jax.default_backend() == 'gpu':
+    choices[:0] = [Choice(name, lack) for name, lack in _BY_NAME.items()]
+  return tuple(choices)
 
 
 def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -159,12 +165,12 @@ def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def _lacks(name: str, spec: DivergenceSpec, arrays: Sequence[jax.Array], here: bool) -> str | None:
   """What an implementation has not of what a call needs, and, if it must run `here`, this backend."""
-  if name != 'tpu':
+  if name not in ('tpu', 'gpu'):
     return None
   backend = jax.default_backend()
-  if here and backend != 'tpu':
-    return f'this machine: the backend is {backend}, and the fused kernels are for tpu'
-  return tpu.unsupported(spec, *arrays)
+  if here and backend != name:
+    return f'this machine: the backend is {backend}, and the fused kernels are for {name}'
+  return {'tpu': tpu, 'gpu': gpu}[name].unsupported(spec, *arrays)
 
 
 def _first(names: Sequence[str], spec: DivergenceSpec, arrays: Sequence[jax.Array], asked: bool) -> str:
