@@ -68,12 +68,7 @@ def statistics(config: Config, spec: DivergenceSpec, vocab: int, models, targets
   def add(tile, refs, logits, carried):
     sides = Side(*carried[: len(_EMPTY)]), Side(*carried[len(_EMPTY) :])
     target = tile.load(refs[0], 0) - tile.start
-    if tile.repeated is not None:
-      target = jnp.where(target >= tile.repeated, target, jnp.full_like(target, _NONE))
-    parts = [
-      (part, [part.fresh(x, lib.FLOOR) for x in lib.shaped(spec, raw)])
-      for part, raw in tile.parts(config.part, logits)
-    ]
+    parts = [(part, lib.shaped(spec, raw)) for part, raw in tile.parts(config.part, logits)]
     student, teacher = _grown(tile, parts, sides, target)
     return [*student, *teacher]
 
@@ -96,16 +91,23 @@ def _grown(tile: lib.Tile, parts, sides, target: jax.Array) -> list[Side]:
     sides: the statistics before.
     target: int32 [rows], its place in the tile.
   """
-  tops = [functools.reduce(jnp.maximum, [logits[i] for _, logits in parts]).max(axis=1) for i in (0, 1)]
-  maxima = [jnp.maximum(side.maximum, top) for side, top in zip(sides, tops, strict=True)]
+  least = 0 if tile.repeated is None else tile.repeated
+  here = (target >= least) & (target < tile.shape[1])
+  target = jnp.where(here, target, jnp.full_like(target, _NONE))
+  maxima = []
+  for i, side in enumerate(sides):
+    top = functools.reduce(jnp.maximum, [logits[i] for _, logits in parts])
+    maxima.append(jnp.maximum(side.maximum, top.max(axis=1)))
   steps = [side.maximum - maximum for side, maximum in zip(sides, maxima, strict=True)]
-  summed = None
-  for part, logits in parts:
-    summands = _summands(part, logits, maxima, tops, target)
-    summed = summands if summed is None else [_joined(*pair) for pair in zip(summed, summands, strict=True)]
+  # These take the place of the logits: both at once would not fit into registers, nor would both sides' sums.
+  far = [
+    (part, [x - part.of_rows(maximum) for x, maximum in zip(logits, maxima, strict=True)])
+    for part, logits in parts
+  ]
   result = []
   for i, side in enumerate(sides):
-    total, moment, cross, first, hit = summed[i]
+    summands = (_summands(part, x[i], x[1 - i], target) for part, x in far)
+    total, moment, cross, first, hit = functools.reduce(_joined, summands)
     scale = jnp.exp(steps[i])
     first = (first.min(axis=1) + tile.start).astype(jnp.float32)
     result.append(
@@ -114,24 +116,21 @@ def _grown(tile: lib.Tile, parts, sides, target: jax.Array) -> list[Side]:
         total=scale * side.total + total.sum(axis=1),
         moment=scale * (side.moment + side.total * steps[i]) + moment.sum(axis=1),
         cross=scale * (side.cross + side.total * (steps[i] - steps[1 - i])) + cross.sum(axis=1),
-        best=jnp.where(tops[i] > side.maximum, first, side.best),
-        target=side.target + hit.sum(axis=1),
+        best=jnp.where(maxima[i] > side.maximum, first, side.best),
+        target=side.target + hit.sum(axis=1) + jnp.where(here, maxima[i], jnp.zeros_like(maxima[i])),
       )
     )
   return result
 
 
-def _summands(part: lib.Tile, logits, maxima, tops, target: jax.Array) -> list[list[jax.Array]]:
-  """Of each side, what a tile's columns add to total, moment and cross, places of maxima, target's logit."""
+def _summands(part: lib.Tile, far: jax.Array, other: jax.Array, target: jax.Array) -> list[jax.Array]:
+  """What columns of a tile add to a side's total, moment and cross, places of maxima, the target's d."""
   columns = part.columns()
-  far = [x - part.of_rows(maximum) for x, maximum in zip(logits, maxima, strict=True)]
-  result = []
-  for i, x in enumerate(logits):
-    e = jnp.exp(far[i])
-    first = jnp.where(x == part.of_rows(tops[i]), columns, jnp.full_like(columns, _BEYOND))
-    hit = jnp.where(columns == part.of_rows(target), x, jnp.zeros_like(x))
-    result.append([e, e * far[i], e * (far[i] - far[1 - i]), first, hit])
-  return result
+  # Entries that an earlier tile had change no maximum, and add nothing.
+  e = part.fresh(jnp.exp(far), 0.0)
+  first = jnp.where(far == 0, columns, jnp.full_like(columns, _BEYOND))
+  hit = jnp.where(columns == part.of_rows(target), far, jnp.zeros_like(far))
+  return [e, e * far, e * (far - other), first, hit]
 
 
 def _joined(left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:

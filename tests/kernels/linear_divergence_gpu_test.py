@@ -17,8 +17,8 @@ from kernels.linear_divergence.gpu_config import Config
 from tests.kernels import oracle
 
 simulates = pytest.mark.skipif(
-  jax.__version_info__ < (0, 11),
-  reason=f'needs the interpreter of jax >= 0.11 (Python >= 3.12), here is {jax.__version__}: '
+  jax.__version_info__ < (0, 12),
+  reason=f'needs the interpreter of jax >= 0.12 (Python >= 3.12), here is {jax.__version__}: '
   'make test-gpu-kernels',
 )
 # Two blocks of rows and two stretches of the vocabulary; slots that are used again within a tile.
@@ -166,7 +166,9 @@ def test_a_frozen_head_and_other_cuts_change_nothing():
   other, frozen = run(arrays, targets, spec, weights, config=cut, gradients=(0,))
   for field in ('loss', 'forward_kl', 'teacher_entropy', 'student_logp', 'agreement'):
     np.testing.assert_allclose(getattr(result, field), getattr(other, field), atol=3e-6, err_msg=field)
-  np.testing.assert_allclose(*(np.asarray(x[0], np.float32) for x in (gradients, frozen)), atol=EPSILON * 0.05)
+  np.testing.assert_allclose(
+    *(np.asarray(x[0], np.float32) for x in (gradients, frozen)), atol=EPSILON * 0.05
+  )
 
 
 @simulates
@@ -218,7 +220,7 @@ def test_stretches_fill_the_processors():
   ],
 )
 def test_what_it_lacks_is_named(monkeypatch, settings, words):
-  monkeypatch.setattr(jax, '__version_info__', (0, 11, 0))
+  monkeypatch.setattr(jax, '__version_info__', (0, 12, 0))
   settings = dict(settings)
   dtype, width = settings.pop('dtype', jnp.bfloat16), settings.pop('width', 64)
   hidden = jax.ShapeDtypeStruct((1, 2, width), dtype)
@@ -233,11 +235,11 @@ def test_it_serves_those_who_ask_for_it_by_name(monkeypatch):
   arrays = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 2, 64), (300, 64), (1, 2, 64), (300, 64))]
   monkeypatch.setattr(jax, '__version_info__', (0, 10, 2))
   (alone,) = api.explain(spec, *arrays, implementation='gpu')
-  assert 'jax >= 0.11' in alone.lacks
-  with pytest.raises(ValueError, match='jax >= 0.11'):
+  assert 'jax >= 0.12' in alone.lacks
+  with pytest.raises(ValueError, match='jax >= 0.12'):
     linear_divergence(*(jnp.zeros(x.shape, x.dtype) for x in arrays), jnp.zeros((1, 2), int), spec,
                       implementation='gpu')  # fmt: skip
-  monkeypatch.setattr(jax, '__version_info__', (0, 11, 0))
+  monkeypatch.setattr(jax, '__version_info__', (0, 12, 0))
   (alone,) = api.explain(spec, *arrays, implementation='gpu')
   assert alone.lacks is None
   first, second = api.explain(spec, *arrays, implementation=('gpu', 'chunked'))
