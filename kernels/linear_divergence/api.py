@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from kernels import checks
-from kernels.linear_divergence import cached, chunked, reference, sharded, tpu, tpu_cached
+from kernels.linear_divergence import cached, chunked, gpu, reference, sharded, tpu, tpu_cached
 from kernels.linear_divergence.spec import MODES, Divergence, DivergenceSpec, Mode, TeacherTopK
 
 __all__ = [
@@ -21,9 +21,11 @@ __all__ = [
   'linear_divergence_from_top_k',
 ]
 
-IMPLEMENTATIONS = ('reference', 'chunked', 'tpu')
+IMPLEMENTATIONS = ('reference', 'chunked', 'tpu', 'gpu')
 # What None stands for: the first that supports a call.
 _PREFERRED = ('tpu', 'chunked')
+# Not among them, and why.
+_BY_NAME = {'gpu': "a measurement: no GPU has run it yet; ask for it with implementation='gpu'"}
 
 
 class Choice(NamedTuple):
@@ -78,12 +80,12 @@ def linear_divergence(
     implementation: one of `IMPLEMENTATIONS`, several in order of preference, of which the first that
       supports the call is taken, or None for ('tpu', 'chunked').
     batch_axes: axes of the current mesh (`jax.set_mesh`, Auto axes) that the batch is laid out over.
-      `tpu`, which XLA cannot partition, splits B over them where they divide it, and T over the others
-      but those that the heads are split over; the other implementations ignore it.
+      `tpu` and `gpu`, which XLA cannot partition, split B over them where they divide it, and T over the
+      others but those that the heads are split over; the other implementations ignore it.
     vocab_axes: axes of the current mesh that the heads' rows are laid out over. Where they divide V, `tpu`
       and `chunked` in `memory` leave the heads and their gradients there: devices exchange numbers per
       position, k of each device with a top-k, and the hidden states' gradient. Elsewhere `tpu` gathers
-      whole heads, and the others leave it to XLA.
+      whole heads, as `gpu` always does, and the others leave it to XLA.
 
   Returns:
     Results [B, T], float32 (float64 for float64 inputs).
@@ -112,11 +114,13 @@ def linear_divergence(
 
     def call(rows, heads, axes):
       student, teacher, targets, _ = rows
-      return tpu.linear_divergence(student, heads[0], teacher, heads[-1], targets, spec, vocab_axes=axes)
+      own = (student, heads[0], teacher, heads[-1], targets, spec)
+      return gpu.linear_divergence(*own) if name == 'gpu' else tpu.linear_divergence(*own, vocab_axes=axes)
 
     rows = (student_hidden, teacher_hidden, targets, weights)
     heads = (student_head,) if teacher_head is student_head else (student_head, teacher_head)
-    result = sharded.over_devices(call, rows, heads, batch_axes=batch_axes, vocab_axes=vocab_axes)
+    split = dict(batch_axes=batch_axes, vocab_axes=vocab_axes if name == 'tpu' else ())
+    result = sharded.over_devices(call, rows, heads, **split)
   if statistics:
     return result
   return Divergence(result.loss, result.clip_fraction, clip_fallback=result.clip_fallback)
@@ -169,6 +173,9 @@ def linear_divergence_from_top_k(
   sharded.check_axes('vocab_axes', vocab_axes)
   cached.validate(spec, teacher, student_hidden)
   name = _first(names, spec, arrays, asked=implementation is not None)
+  checks.require(
+    name != 'gpu', "implementation is 'gpu', whose kernels need the teacher's hidden states; use 'chunked'."
+  )
   if name == 'reference':
     result = cached.linear_divergence(*arrays, teacher, targets, spec)
   elif name == 'chunked':
@@ -214,7 +221,10 @@ def explain(
   names = _names(implementation)
   # A name that is asked for alone is meant wherever it can run, under an interpreter for example.
   here = len(names) > 1
-  return tuple(Choice(name, _lacks(name, spec, arrays, here)) for name in names)
+  choices = [Choice(name, _lacks(name, spec, arrays, here)) for name in names]
+  if implementation is None and jax.default_backend() == 'gpu':
+    choices[:0] = [Choice(name, lack) for name, lack in _BY_NAME.items()]
+  return tuple(choices)
 
 
 def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -229,12 +239,12 @@ def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def _lacks(name: str, spec: DivergenceSpec, arrays: Sequence[jax.Array], here: bool) -> str | None:
   """What an implementation has not of what a call needs, and, if it must run `here`, this backend."""
-  if name != 'tpu':
+  if name not in ('tpu', 'gpu'):
     return None
   backend = jax.default_backend()
-  if here and backend != 'tpu':
-    return f'this machine: the backend is {backend}, and the fused kernels are for tpu'
-  return tpu.unsupported(spec, *arrays)
+  if here and backend != name:
+    return f'this machine: the backend is {backend}, and the fused kernels are for {name}'
+  return {'tpu': tpu, 'gpu': gpu}[name].unsupported(spec, *arrays)
 
 
 def _first(names: Sequence[str], spec: DivergenceSpec, arrays: Sequence[jax.Array], asked: bool) -> str:

@@ -79,7 +79,7 @@ def run(arguments, spec, weights=None, races=True, gradients=(0, 1, 2, 3), **key
     if floats[3] is None or keywords:
       result = linear_divergence(*floats, arguments[4], spec, implementation='tpu', **keywords)
     else:
-      result = tpu.linear_divergence(*floats, arguments[4], spec, chunk_tokens=1)
+      result = tpu.linear_divergence(*floats, arguments[4], spec)
     return (result.loss if weights is None else result.loss * weights).sum(), result
 
   step = jax.jit(jax.value_and_grad(loss, gradients, has_aux=True))
@@ -602,7 +602,7 @@ def test_unsupported_specs(settings, words):
   for word in words:
     assert word in str(error.value)
   with pytest.raises(NotImplementedError, match=re.escape(words[0])):
-    tpu.linear_divergence(*arguments, spec, chunk_tokens=1)
+    tpu.linear_divergence(*arguments, spec)
 
 
 def test_unsupported_arrays():
@@ -624,7 +624,7 @@ def test_choice(monkeypatch):
   name, why = api.choose(too_many, *arguments[:4])
   assert name == 'chunked' and '129' in why
   chosen = []
-  monkeypatch.setitem(api.IMPLEMENTATIONS, 'tpu', lambda *_, **__: chosen.append('tpu'))
+  monkeypatch.setattr(tpu, 'linear_divergence', lambda *_, **__: chosen.append('tpu'))
   linear_divergence(*arguments, spec)
   assert chosen == ['tpu']
   linear_divergence(*arguments, too_many)
