@@ -85,8 +85,10 @@ def with_junk(arrays, spec):
 # --- In JAX alone.
 
 
-def check_chunked(mesh, spec, wanted=(0, 1), vocab=704, **settings):
-  student, head, teacher, own, targets = whole.make_inputs(1, 2, 3, vocab, scale=1.5, valid=spec.valid_vocab)
+def check_chunked(mesh, spec, wanted=(0, 1), vocab=704, scale=1.5, **settings):
+  student, head, teacher, own, targets = whole.make_inputs(
+    1, 2, 3, vocab, scale=scale, valid=spec.valid_vocab
+  )
   # A tie across devices, which the lower id wins.
   head[vocab // 2 + 9], own[vocab // 2 + 9] = head[3], own[3]
   arrays, weights = (student, head, teacher, own), np.random.default_rng(0).normal(size=targets.shape)
@@ -129,7 +131,8 @@ def test_parts_in_jax_are_the_whole(spec, wanted, settings):
 )
 def test_every_pair_of_settings_in_jax(row):
   spec, wanted = cover.spec_of(row), dict(both=(0, 1), hidden=(0,), head=(1,))[row['wanted']]
-  check_chunked(mesh_of(1, 2, 4), spec, wanted, vocab=320, vocab_axes=('fsdp', 'tensor'))
+  # Nearly all mass in a support would leave few digits of the rest, on one device as on several.
+  check_chunked(mesh_of(1, 2, 4), spec, wanted, vocab=320, scale=1.0, vocab_axes=('fsdp', 'tensor'))
 
 
 def test_a_vocabulary_that_no_axis_divides_stays_whole():
