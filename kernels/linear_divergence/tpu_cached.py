@@ -47,6 +47,7 @@ class _Residuals(NamedTuple):
     head: [V, D], then.
     rows: see `tpu_backward.Rows`, with weights of 1 over the temperature.
     sparse: see `tpu_backward.Sparse`.
+    dense: () where the hidden states' gradient is still to be made then.
   """
 
   pull: jax.Array | None
@@ -54,6 +55,7 @@ class _Residuals(NamedTuple):
   head: jax.Array | None = None
   rows: tpu_backward.Rows | None = None
   sparse: tpu_backward.Sparse | None = None
+  dense: tuple[()] | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -100,13 +102,14 @@ def _run(settings, hidden, head, teacher, targets, of_hidden: bool, of_head: boo
     norm = (zeros, zeros) if norm is None else norm
     rows = tpu_backward.Rows(*norm, zeros, zeros, support.level, zeros + 1 / spec.student_temperature)
     sparse = tpu_backward.in_lanes(teacher.ids, support.values)
-    residuals = _Residuals(support.pull, hidden, head, rows, sparse)
+    dense = () if of_hidden and not pull else None
+    residuals = _Residuals(support.pull, hidden, head, rows, sparse, dense)
   return Divergence(**seen), residuals
 
 
 def _rows_backward(settings, residuals, cotangent):
   spec, _ = settings
-  pull, hidden, head, rows, sparse = residuals
+  pull, hidden, head, rows, sparse, dense = residuals
   loss = cotangent.loss
   if type(loss) is jax.custom_derivatives.SymbolicZero:
     loss = jnp.zeros(loss.aval.shape, loss.aval.dtype)
@@ -115,10 +118,10 @@ def _rows_backward(settings, residuals, cotangent):
     return own, None, None, None
   rows = rows._replace(weight=rows.weight * loss)
   sparse = sparse._replace(values=sparse.values * loss[:, None])
-  dense, of_head = tpu_backward.gradients(
-    spec, hidden, head, None, None, rows, sparse, of_hidden=pull is None
+  summed, of_head = tpu_backward.gradients(
+    spec, hidden, head, None, None, rows, sparse, of_hidden=dense is not None
   )
-  return dense if own is None else own, of_head, None, None
+  return summed if own is None else own, of_head, None, None
 
 
 _rows.defvjp(_rows_forward, _rows_backward, symbolic_zeros=True)

@@ -220,6 +220,26 @@ def test_positions_without_weight_may_hold_anything(tail, implementation):
   assert not np.any(actual[0][:, 2:])
 
 
+@pytest.mark.parametrize('places', [(0, 1), (0,)], ids=['both', 'frozen head'])
+def test_narrow_gradients_of_models_that_hardly_differ(places):
+  # A mean of the head's rows and the rows of the support cancel; their rounding must not be what is left.
+  spec = DivergenceSpec(support='teacher_topk', k=9, tail='bucket')
+  (student, head, noise, _), targets = make(11, width=32, scale=0.3)
+  arrays = [jnp.asarray(x, jnp.bfloat16) for x in (student, head, student + 0.02 * noise, head)]
+  rounded = [np.asarray(x, np.float32) for x in arrays]
+  weights = np.ones(targets.shape, np.float32)
+  settings = dict(implementation='tpu', statistics=False, races=False)
+  teacher = top_k(rounded, spec)
+  result, gradients = run(arrays[:2], teacher, targets, spec, weights, places, **settings)
+  expected, pulls = oracle.call(rounded, targets, spec, weights)
+  np.testing.assert_allclose(result.loss, expected['loss'], atol=1e-6)
+  assert np.abs(pulls[0]).max() < 0.05
+  for place, gradient in zip(places, gradients, strict=True):
+    assert gradient.dtype == jnp.bfloat16
+    bound = 0.01 * np.abs(pulls[place]).max()
+    np.testing.assert_allclose(np.asarray(gradient, np.float32), pulls[place], atol=bound, rtol=0)
+
+
 def test_agreement_of_equal_largest_entries_is_by_the_lowest_id():
   student = np.zeros((1, 3, 40), np.float32)
   student[0, range(3), [7, 9, 7]] = 5
