@@ -1,5 +1,6 @@
 """Entry point of the divergence between two output layers; picks an implementation by name."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,6 +105,7 @@ def linear_divergence(
   name = _first(names, spec, arrays, asked=implementation is not None)
   call = IMPLEMENTATIONS[name]
   if name == 'tpu':
+    call = functools.partial(call, statistics=statistics)
     result = sharded.over_rows(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, batch_axes=batch_axes)
   elif name == 'reference':
     result = call(*arrays, targets, spec, chunk_tokens=chunk_tokens)

@@ -15,11 +15,14 @@ import jax.numpy as jnp
 
 from kernels.linear_divergence import (
   reference,
+  tpu_again,
   tpu_backward,
   tpu_clip,
+  tpu_columns,
   tpu_entries,
   tpu_forward,
   tpu_pull,
+  tpu_rank,
   tpu_second,
   tpu_top_k,
 )
@@ -58,8 +61,11 @@ def linear_divergence(
   spec: DivergenceSpec,
   *,
   chunk_tokens: int,
+  statistics: bool = True,
 ) -> Divergence:
   """`api.linear_divergence` in fused kernels; `chunk_tokens` has no effect.
+
+  Without `statistics` a renormalised top-k makes the logits of the model that ranks alone.
 
   Raises:
     NotImplementedError: see `unsupported`.
@@ -75,7 +81,7 @@ def linear_divergence(
   student_hidden, teacher_hidden, targets = (
     x.reshape(batch * time, *x.shape[2:]) for x in (student_hidden, teacher_hidden, targets)
   )
-  result = _rows(spec, student_hidden, student_head, teacher_hidden, teacher_head, targets)
+  result = _rows(spec, statistics, student_hidden, student_head, teacher_hidden, teacher_head, targets)
   return jax.tree.map(lambda x: x.reshape(batch, time), result)
 
 
@@ -99,27 +105,34 @@ class _Residuals(NamedTuple):
   head: tuple | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rows(spec, student_hidden, student_head, teacher_hidden, teacher_head, targets) -> Divergence:
-  """Results [N] of rows [N, D]; a teacher head of None is the student's."""
-  return _run(spec, False, student_hidden, student_head, teacher_hidden, teacher_head, targets)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rows(spec, statistics, *arguments) -> Divergence:
+  """Results [N] of rows [N, D]: hidden states and head of the student, of the teacher, and targets.
+
+  A teacher head of None is the student's.
+  """
+  return _run(spec, statistics, False, *arguments)[0]
 
 
-def _rows_forward(spec, *arguments):
+def _rows_forward(spec, statistics, *arguments):
   differentiated = [jax.tree.map(lambda x: x.perturbed, x) for x in arguments[:2]]
   values = [None if x is None else x.value for x in arguments]
   of_head = differentiated[1]
-  result, residuals = _run(spec, not of_head and spec.support == 'full', *values)
+  result, residuals = _run(spec, statistics, not of_head and spec.support == 'full', *values)
   if residuals.pull is not None:
     # The gradient is there, but for the loss's cotangent.
     return result, residuals._replace(arrays=None, normalisers=None, level=None, head=None)
   return result, residuals._replace(head=() if of_head else None)
 
 
-def _run(spec, pull: bool, *arguments) -> tuple[Divergence, _Residuals]:
+def _run(spec, statistics: bool, pull: bool, *arguments) -> tuple[Divergence, _Residuals]:
   """Results, and what gradients are made of."""
   *arrays, targets = arguments
   narrow = _in_types_of_hidden(*arrays)
+  if not statistics and spec.support != 'full' and spec.tail == 'renormalise':
+    top = tpu_rank.top_k_alone(spec, *narrow)
+    compared, sparse, _ = _compared_at_top_k(spec, top, None, arrays[1].shape[0])
+    return Divergence(**compared), _Residuals(tuple(arrays), None, None, sparse, None, ())
   at_once, once_clipped = pull and tpu_pull.supports(spec), not pull and tpu_clip.supports(spec)
   targets = targets.astype(jnp.int32)
   first = tpu_forward.statistics(spec, *narrow, targets, pull=at_once, clip=once_clipped)
@@ -141,7 +154,7 @@ def _run(spec, pull: bool, *arguments) -> tuple[Divergence, _Residuals]:
   return Divergence(**results, **compared), _Residuals(tuple(arrays), normalisers, level, sparse, pulled, ())
 
 
-def _rows_backward(spec, residuals, cotangent):
+def _rows_backward(spec, statistics, residuals, cotangent):
   loss = cotangent.loss
   if type(loss) is jax.custom_derivatives.SymbolicZero:
     loss = jnp.zeros(loss.aval.shape, loss.aval.dtype)
@@ -150,12 +163,25 @@ def _rows_backward(spec, residuals, cotangent):
     gradient = (pulled.astype(jnp.float32) * loss[:, None]).astype(pulled.dtype)
     return gradient, None, None, None, None
   (student_hidden, student_head, *teacher), normalisers = residuals.arrays, residuals.normalisers
+  if tpu_backward.dense_kind(spec, student_head.shape[0]) == 'none':
+    return *_sparse_gradients(spec, residuals, loss), None, None, None
   rows = tpu_backward.Rows(*normalisers[0], *normalisers[1], residuals.level, loss / spec.student_temperature)
   sparse = residuals.sparse and residuals.sparse._replace(values=residuals.sparse.values * loss[:, None])
   gradients = tpu_backward.gradients(
     spec, student_hidden, student_head, *teacher, rows, sparse, of_head=residuals.head is not None
   )
   return *gradients, None, None, None
+
+
+def _sparse_gradients(spec, residuals, loss) -> tuple[jax.Array, jax.Array | None]:
+  """Gradients of hidden states and head where the loss sees the support's logits alone."""
+  student_hidden, student_head, *_ = residuals.arrays
+  ids = residuals.sparse.ids[:, : spec.k].astype(jnp.int32)
+  values = residuals.sparse.values[:, : spec.k] * loss[:, None]
+  of_hidden = tpu_columns.pull(values, student_head, ids, student_hidden.dtype)
+  if residuals.head is None:
+    return of_hidden, None
+  return of_hidden, tpu_columns.push(values, student_hidden, ids, student_head)
 
 
 _rows.defvjp(_rows_forward, _rows_backward, symbolic_zeros=True)
@@ -204,14 +230,12 @@ def _clipped(spec, clip, forward_kl, norms, arrays, valid: int) -> tuple[dict[st
   certain = tpu_clip.certain(spec, clip, norms)
 
   def look(rows):
-    student, teacher, some = (
-      x.at[rows].get(mode='fill', fill_value=0) for x in (student_hidden, teacher_hidden, norms)
-    )
+    student, teacher, some = (tpu_again.take(x, rows) for x in (student_hidden, teacher_hidden, norms))
     sums = tpu_second.sums(spec, student, student_head, teacher, teacher_head, some)
     return sums.loss, sums.level, sums.changed
 
   seen = (forward_kl - excess, mass - 1, changed)
-  loss, level, changed = tpu_clip.look_again(certain, seen, look)
+  loss, level, changed = tpu_again.look(certain, seen, look, tpu_clip.ROWS)
   fallback = 1 - certain.astype(jnp.float32)
   return _whole(loss, changed / valid) | dict(clip_fallback=fallback), level
 
@@ -223,13 +247,19 @@ def _whole(loss: jax.Array, clip_fraction: jax.Array) -> dict[str, jax.Array]:
 
 
 def _compared_at_top_k(spec: DivergenceSpec, top: tpu_top_k.TopK, normalisers, vocab: int):
-  """Loss and masses [N], d loss / d logit at the support, and the factor of -q everywhere [N]."""
+  """Loss and masses [N], d loss / d logit at the support, and the factor of -q everywhere [N].
+
+  Without normalisers there are no masses, and the tail is renormalised.
+  """
   ranked, other = top.values[:, : spec.k], top.others[:, : spec.k]
   logits = (other, ranked) if spec.support == 'teacher_topk' else (ranked, other)
-  log_q, log_p = (
-    x - maximum[:, None] - log_total[:, None]
-    for x, (maximum, log_total) in zip(logits, normalisers, strict=True)
-  )
+  if normalisers is None:
+    log_q, log_p = (x - x.max(1, keepdims=True) for x in logits)
+  else:
+    log_q, log_p = (
+      x - maximum[:, None] - log_total[:, None]
+      for x, (maximum, log_total) in zip(logits, normalisers, strict=True)
+    )
   size = spec.valid_vocab or vocab
 
   def compare(log_q):
@@ -239,7 +269,9 @@ def _compared_at_top_k(spec: DivergenceSpec, top: tpu_top_k.TopK, normalisers, v
 
   loss, pull, clipped = jax.vjp(compare, log_q, has_aux=True)
   (gradient,) = pull(jnp.ones_like(loss))
-  masses = dict(student_mass=reference.mass(log_q), teacher_mass=reference.mass(log_p))
+  masses = {}
+  if normalisers is not None:
+    masses = dict(student_mass=reference.mass(log_q), teacher_mass=reference.mass(log_p))
   sparse = _sparse(spec, top.ids, gradient * _slope(spec, logits[0]) / spec.student_temperature)
   # A log-probability falls with the log of the sum, which every logit raises by its probability.
   return masses | dict(loss=loss, clip_fraction=clipped), sparse, gradient.sum(-1)

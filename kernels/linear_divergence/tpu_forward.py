@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels.linear_divergence import tpu_bins, tpu_rank
 from kernels.linear_divergence import tpu_blocks as lib
 from kernels.linear_divergence import tpu_clip as clips
 from kernels.linear_divergence import tpu_pull as pulls
@@ -98,17 +99,19 @@ def statistics(
   width = student_hidden.shape[1]
   row_bytes = lib.bytes_per_row(*rows, buffers=1) + (2 * _FIELDS + 2 * outputs) * 4 * lib.LANES
   row_bytes += pulls.bytes_per_row(student_hidden) if pull else 0
-  row_bytes += clips.bytes_per_row() if clip else 0
+  make_bins = lambda block_vocab: _bins(spec, block_vocab, clip)  # noqa: E731
+  row_bytes += make_bins(tpu_bins.GROUPS * lib.LANES).bytes_per_row if ranked or clip else 0
   sizes = (count, vocab, spec.valid_vocab or vocab)
   blocks = lib.choose(*sizes, row_bytes, lib.bytes_per_row(*heads), lib.ROW_MAJOR)
   rows = [lib.at_least(x, blocks.block_rows) for x in rows]
   heads = [lib.at_least(x, blocks.block_vocab) for x in heads]
+  bins = make_bins(blocks.block_vocab) if ranked or clip else None
   lanes = jax.ShapeDtypeStruct((rows[0].shape[0], lib.LANES), jnp.float32)
   pulled = [jax.ShapeDtypeStruct(rows[1].shape, student_hidden.dtype)] if pull else []
   lane_scratch = pltpu.VMEM((blocks.block_rows, lib.LANES), jnp.float32)
   out = pl.pallas_call(
     lambda *refs: _kernel(
-      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, pull, clip
+      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, pull, clip, bins
     ),
     grid=(blocks.row_steps, blocks.valid_steps),
     in_specs=[lib.row_block(blocks, x.shape[1], 0, buffers=1) for x in rows]
@@ -119,13 +122,18 @@ def statistics(
     scratch_shapes=[pltpu.VMEM(blocks.tile, jnp.float32)] * 2
     + [lane_scratch] * (2 * _FIELDS)
     + (pulls.scratch(blocks, student_hidden) if pull else [])
-    + (clips.scratch(blocks) if clip else []),
+    + (tpu_bins.scratch(bins, blocks.block_rows) if bins else [])
+    + [lane_scratch] * clip,
     compiler_params=lib.PARAMS,
     cost_estimate=_cost(blocks, rows, heads, pull),
     name='linear_divergence_forward',
   )(*rows, *heads)
   sides = out[0][:count]
-  top = top_k.TopK(*(x[:count] for x in out[1:outputs])) if ranked else None
+  top = None
+  if ranked:
+    arrays = student_hidden, student_head, teacher_hidden, teacher_head
+    top = top_k.TopK(*(x[:count] for x in out[1:outputs]))
+    top = tpu_rank.settle(spec, top, sides[:, 2 * _FIELDS] > 0, arrays)
   pulled = out[outputs][:count] if pull else None
   clipped = None
   if clip:
@@ -143,26 +151,28 @@ def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
   )
 
 
-def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
+def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape):
   """Adds tile (rows of grid axis 0, vocabulary of axis 1) to the statistics, top-k and pull."""
   target_ref, student_ref, teacher_ref = row_refs
   stats_ref, top_refs = refs[0], refs[1:outputs]
   (pull_ref, *refs) = refs[outputs:] if pull else (None, *refs[outputs:])
   z_ref, u_ref, *refs = refs
   lanes, refs = refs[: 2 * _FIELDS], refs[2 * _FIELDS :]
-  pull_scratch, bins = (refs[:2], refs[2:]) if pull else ((), refs)
+  pull_scratch, refs = (refs[:2], refs[2:]) if pull else ((), refs)
+  lowest_ref, refs = (refs[-1], refs[:-1]) if clip else (None, refs)
+  bins = tpu_bins.split(shape, refs) if shape else None
   step, last = pl.program_id(1), pl.num_programs(1) - 1
 
   @pl.when(step == 0)
   def _():
     for ref, value in zip(lanes, (*_EMPTY, *_EMPTY), strict=True):
       ref[...] = jnp.full(ref.shape, value, jnp.float32)
-    if top_refs:
-      top_k.start(spec.k, top_k.TopK(*top_refs))
+    if shape:
+      tpu_bins.start(bins)
     if pull:
       pulls.start(pull_scratch)
     if clip:
-      clips.start(bins)
+      clips.start(lowest_ref)
 
   lib.tile_logits(spec, blocks, (student_ref, teacher_ref), head_refs, (z_ref, u_ref), step)
   before = [ref[...] for ref in lanes]
@@ -174,21 +184,28 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
   if pull:
     norms = tuple(tuple(_norms(side) for side in pair) for pair in (sides, after))
     pulls.add_linear(spec, blocks, norms, z_ref, u_ref, head_refs[0], pull_scratch, step)
+  if shape:
+    ranked, other = (z_ref, u_ref) if tpu_rank.student_ranks(spec) else (u_ref, z_ref)
+    tpu_bins.insert(bins, ranked, other, step * (blocks.block_vocab // lib.LANES))
   if clip:
-    clips.insert(bins, z_ref, u_ref)
-  if top_refs:
-    ranked, other = (u_ref, z_ref) if spec.support == 'teacher_topk' else (z_ref, u_ref)
-    top_k.insert(top_k.TopK(*top_refs), ranked, other, lib.columns(blocks, step))
+    clips.insert(lowest_ref, z_ref)
 
   @pl.when(step == last)
   def _():
     values = _combined(after, pull)
     if clip:
       norms = [values[side : side + 2] for side in (0, _FIELDS)]
-      values += clips.found(spec, bins, *norms)
+      values += clips.found(spec, bins, lowest_ref, *norms)
+    if top_refs:
+      values.append(top_k.choose(spec.k, bins, top_refs))
     stats_ref[...] = lib.in_lanes(values, stats_ref.shape)
     if pull:
       pulls.finish(spec, pull_ref, pull_scratch)
+
+
+def _bins(spec: DivergenceSpec, block_vocab: int, clip: bool) -> tpu_bins.Shape:
+  """Bins for an upper bound's certificate, else for a top-k."""
+  return clips.bins(block_vocab) if clip else top_k.bins(spec, block_vocab, others=True)
 
 
 def _update(sides, z_ref, u_ref, targets, first_block, joint: bool) -> tuple[Side, Side]:
