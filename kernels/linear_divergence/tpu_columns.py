@@ -40,52 +40,44 @@ def pull(weights: jax.Array, head: jax.Array, ids: jax.Array, dtype: jnp.dtype) 
 def push(weights: jax.Array, hidden: jax.Array, ids: jax.Array, like: jax.Array) -> jax.Array:
   """Gradient of a head `like` [V, D]: hidden states [N, D] times weights [N, n], added up at ids [N, n].
 
-  Pairs of an id and a position are sorted by id. A step of a loop takes up to `_PAIRS` of one tile of
-  the head and multiplies their hidden states with a matrix that has a pair's weight where its id is;
-  it writes the tile, whole after its last pair. No tile takes more steps than its pairs fill and one.
+  Pairs of an id and a position are sorted by id and cut into parts of `_PAIRS`. A step of a loop has one
+  part and one tile of the head that share ids: it multiplies the part's hidden states with a matrix
+  that has a pair's weight where its id is. There are no more such steps than parts and tiles.
   """
   vocab, pairs = like.shape[0], ids.size
   tile, size = min(_TILE, vocab), min(_PAIRS, pairs)
-  tiles, steps = -(-vocab // tile), -(-vocab // tile) + -(-pairs // size)
-  table, ends = _sorted(weights, ids, tile, tiles, size)
-  # The last tile comes first and reaches back; what it has too much the others overwrite.
-  order = jnp.roll(jnp.arange(tiles), 1)
-  begins = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]])[order]
-  firsts, ends = jnp.minimum(order * tile, vocab - tile), ends[order]
+  tiles, parts = -(-vocab // tile), -(-pairs // size)
+  # The first tile reaches into the second, which overwrites what it has too much.
+  firsts = jnp.maximum(vocab - (tiles - jnp.arange(tiles, dtype=jnp.int32)) * tile, 0)
+  names, positions, values = _sorted(weights, ids, parts * size)
+  ends = jnp.append(jnp.searchsorted(names[:pairs], firsts[1:]).astype(jnp.int32), pairs)
+  # A step is the last of its tile once all parts that end before the tile does had theirs.
+  lasts = jnp.arange(tiles) + jnp.maximum(-(-ends // size) - 1, 0)
+  steps = jnp.arange(tiles + parts - 1)
+  places = (lasts < steps[:, None]).sum(1)
+  part = jnp.minimum(steps - places, parts - 1)
+  kept = jnp.append(False, places[1:] == places[:-1])
+  names, positions, values = (x.reshape(parts, size) for x in (names, positions, values))
 
-  def add(_, carry):
-    place, cursor, total, gradient = carry
-    first, end = firsts[place], ends[place]
-    names, positions, values = jax.lax.dynamic_slice_in_dim(table, cursor, size, axis=1)
-    weight = jax.lax.bitcast_convert_type(values, jnp.float32)
-    weight = jnp.where(jnp.arange(size) < end - cursor, weight, 0.0)
-    spread = jnp.where((names - first)[:, None] == jnp.arange(tile)[None], weight[:, None], 0.0)
-    rows = hidden.at[positions].get(mode='clip')
-    total += lib.contract(spread.astype(hidden.dtype), rows, (0, 0))
+  def add(carry, step):
+    total, gradient = carry
+    part, first, kept = step
+    spread = jnp.where((names[part] - first)[:, None] == jnp.arange(tile)[None], values[part][:, None], 0.0)
+    rows = hidden.at[positions[part]].get(mode='promise_in_bounds')
+    total = jnp.where(kept, total, 0.0) + lib.contract(spread.astype(hidden.dtype), rows, (0, 0))
     gradient = jax.lax.dynamic_update_slice_in_dim(gradient, total.astype(gradient.dtype), first, 0)
-    # After its last pair the last tile stays, with nothing left to add.
-    turns = (cursor + size >= end) & (place < tiles - 1)
-    place = jnp.where(turns, place + 1, place)
-    cursor = jnp.where(turns, begins[place], cursor + size)
-    return place, cursor, jnp.where(turns, 0.0, total), gradient
+    return (total, gradient), None
 
   empty = jnp.zeros((tile, like.shape[1]), jnp.float32), jax.lax.empty(like.shape, like.dtype)
-  return jax.lax.fori_loop(0, steps, add, (jnp.int32(0), begins[0], *empty))[3]
+  return jax.lax.scan(add, empty, (part, firsts[places], kept))[0][1]
 
 
-def _sorted(
-  weights: jax.Array, ids: jax.Array, tile: int, tiles: int, size: int
-) -> tuple[jax.Array, jax.Array]:
-  """Pairs in the order of their ids: int32 [3, pairs + size] of ids, positions, bits of the weights.
-
-  And int32 [tiles], where the pairs of each tile of the head end.
-  """
+def _sorted(weights: jax.Array, ids: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Pairs in the order of their ids, [size] each: ids, positions, weights; what is added is of no tile."""
   names, order = jax.lax.sort((ids.reshape(-1), jnp.arange(ids.size, dtype=jnp.int32)), num_keys=1)
-  bits = jax.lax.bitcast_convert_type(weights.astype(jnp.float32).reshape(-1)[order], jnp.int32)
-  ends = jnp.searchsorted(names, (jnp.arange(tiles, dtype=jnp.int32) + 1) * tile).astype(jnp.int32)
-  # One array, to be cut once in a step.
-  table = jnp.stack([names, order // ids.shape[1], bits])
-  return jnp.pad(table, [(0, 0), (0, size)]), ends
+  values, positions = weights.astype(jnp.float32).reshape(-1)[order], order // ids.shape[1]
+  pad = lambda x, value: jnp.pad(x, (0, size - ids.size), constant_values=value)  # noqa: E731
+  return pad(names, -1), pad(positions, 0), pad(values, 0.0)
 
 
 def _in_parts(some, left: jax.Array, right: jax.Array) -> jax.Array:
