@@ -133,7 +133,8 @@ def _run(spec, statistics: bool, pull: bool, *arguments) -> tuple[Divergence, _R
     top = tpu_rank.top_k_alone(spec, *narrow)
     compared, sparse, _ = _compared_at_top_k(spec, top, None, arrays[1].shape[0])
     return Divergence(**compared), _Residuals(tuple(arrays), None, None, sparse, None, ())
-  at_once, once_clipped = pull and tpu_pull.supports(spec), not pull and tpu_clip.supports(spec)
+  once_clipped = tpu_clip.supports(spec)
+  at_once = pull and (once_clipped or tpu_pull.supports(spec))
   targets = targets.astype(jnp.int32)
   first = tpu_forward.statistics(spec, *narrow, targets, pull=at_once, clip=once_clipped)
   normalisers = _normalisers(first.student), _normalisers(first.teacher)
@@ -143,7 +144,7 @@ def _run(spec, statistics: bool, pull: bool, *arguments) -> tuple[Divergence, _R
   if first.top is not None:
     compared, sparse, level = _compared_at_top_k(spec, first.top, normalisers, arrays[1].shape[0])
   elif once_clipped:
-    compared, level = _clipped(spec, first.clip, results['forward_kl'], norms, narrow, valid)
+    compared, level, pulled = _clipped(spec, first, results['forward_kl'], norms, narrow, valid)
   elif tpu_entries.linear(spec):
     compared, level = _compared_fully(spec, results), tpu_entries.level(spec, results['reverse_kl'])
   if first.top is None and not once_clipped and (not tpu_entries.linear(spec) or (pull and not at_once)):
@@ -223,21 +224,24 @@ def _compared_fully(spec: DivergenceSpec, results: dict[str, jax.Array]) -> dict
   return _whole(loss, jnp.zeros_like(loss))
 
 
-def _clipped(spec, clip, forward_kl, norms, arrays, valid: int) -> tuple[dict[str, jax.Array], jax.Array]:
-  """Results [N] of a forward KL with an upper bound, and the level of its gradient."""
-  excess, mass, changed = (x[:, 0] for x in clip[:3])
+def _clipped(spec, first: tpu_forward.First, forward_kl, norms, arrays, valid: int):
+  """Results [N] of a forward KL with an upper bound, the level of its gradient, and the pull or None."""
+  excess, mass, changed = (x[:, 0] for x in first.clip[:3])
   student_hidden, student_head, teacher_hidden, teacher_head = arrays
-  certain = tpu_clip.certain(spec, clip, norms)
+  certain, pulled = tpu_clip.certain(spec, first.clip, norms), ()
+  if first.kept is not None:
+    certain &= changed <= tpu_clip.KEPT
+    pulled = (tpu_clip.correct(spec, first.pull, first.clip.mass, first.kept, student_head),)
 
   def look(rows):
     student, teacher, some = (tpu_again.take(x, rows) for x in (student_hidden, teacher_hidden, norms))
-    sums = tpu_second.sums(spec, student, student_head, teacher, teacher_head, some)
-    return sums.loss, sums.level, sums.changed
+    sums = tpu_second.sums(spec, student, student_head, teacher, teacher_head, some, pull=bool(pulled))
+    return sums.loss, sums.level, sums.changed, *(sums.pull for _ in pulled)
 
-  seen = (forward_kl - excess, mass - 1, changed)
-  loss, level, changed = tpu_again.look(certain, seen, look, tpu_clip.ROWS)
+  seen = (forward_kl - excess, mass - 1, changed, *pulled)
+  loss, level, changed, *pulled = tpu_again.look(certain, seen, look, tpu_clip.ROWS)
   fallback = 1 - certain.astype(jnp.float32)
-  return _whole(loss, changed / valid) | dict(clip_fallback=fallback), level
+  return _whole(loss, changed / valid) | dict(clip_fallback=fallback), level, pulled[0] if pulled else None
 
 
 def _whole(loss: jax.Array, clip_fraction: jax.Array) -> dict[str, jax.Array]:

@@ -27,13 +27,13 @@ class Shape:
     groups: of 128 bins each.
     depth: logits that a bin keeps.
     ids: whether it keeps their ids, as numbers of blocks of 128.
-    others: whether it keeps the other model's logits there.
+    others: how many other numbers it keeps of each, such as the other model's logit.
   """
 
   groups: int
   depth: int
   ids: bool
-  others: bool
+  others: int
 
   @property
   def fields(self) -> int:
@@ -52,7 +52,7 @@ class Bins(NamedTuple):
   Attributes:
     values: [rows, groups·128] for each place in a bin, the largest first.
     blocks: the same of the numbers of the blocks of ids; empty if these are not kept.
-    others: the same of the other model's logits.
+    others: as many times the same of other numbers.
     rest: [rows, 128], the largest logit of a lane that found no place.
   """
 
@@ -64,7 +64,7 @@ class Bins(NamedTuple):
   @property
   def fields(self) -> tuple[tuple, ...]:
     """What is kept of a logit."""
-    return tuple(x for x in (self.values, self.blocks, self.others) if x)
+    return tuple(x for x in (self.values, self.blocks, *self.others) if x)
 
 
 def depth(k: int, bins: int) -> int:
@@ -76,9 +76,9 @@ def depth(k: int, bins: int) -> int:
   return k
 
 
-def groups(block_vocab: int) -> int:
+def groups(block_vocab: int, most: int = GROUPS) -> int:
   """Groups of bins for tiles as wide as this."""
-  return min(GROUPS, block_vocab // lib.LANES)
+  return min(most, block_vocab // lib.LANES)
 
 
 def scratch(shape: Shape, rows: int) -> list:
@@ -93,26 +93,28 @@ def split(shape: Shape, refs) -> Bins:
   parts = [tuple(levels[start : start + shape.depth]) for start in range(0, len(levels), shape.depth)]
   values = parts.pop(0)
   blocks = parts.pop(0) if shape.ids else ()
-  return Bins(values, blocks, parts.pop(0) if shape.others else (), rest)
+  return Bins(values, blocks, tuple(parts), rest)
 
 
 def start(bins: Bins) -> None:
   """Empty bins."""
   floors = (*bins.values, bins.rest)
-  for refs, empty in ((floors, lib.FLOOR), (bins.blocks, -1.0), (bins.others, 0.0)):
+  others = [ref for field in bins.others for ref in field]
+  for refs, empty in ((floors, lib.FLOOR), (bins.blocks, -1.0), (others, 0.0)):
     for ref in refs:
       ref[...] = jnp.full(ref.shape, empty, jnp.float32)
 
 
-def insert(bins: Bins, ranked_ref, other_ref, first_block: jax.Array | int) -> None:
+def insert(bins: Bins, ranked_ref, other_refs, first_block: jax.Array | int, shared=()) -> None:
   """Adds a tile: a bin's logits move down a place when a larger one comes, the last of them out.
 
   Args:
     bins: where to.
     ranked_ref: logits [rows, vocab] to rank, of whole blocks of 128 ids.
-    other_ref: the other model's, or None where they are not kept.
+    other_refs: other numbers [rows, vocab], as many as the bins keep.
     first_block: number of the tile's first block; ids above all that came before, which stay first
       among equals.
+    shared: more other numbers [rows, 128], the same for all of the tile's blocks.
   """
   rest = bins.rest[...]
   size, count = bins.values[0].shape[1] // lib.LANES, ranked_ref.shape[1] // lib.LANES
@@ -124,8 +126,7 @@ def insert(bins: Bins, ranked_ref, other_ref, first_block: jax.Array | int) -> N
       coming = [ranked_ref[:, columns]]
       if bins.blocks:
         coming.append(jnp.asarray(first_block + place, jnp.float32))
-      if bins.others:
-        coming.append(other_ref[:, columns])
+      coming += [*(ref[:, columns] for ref in other_refs), *shared]
       for level in range(len(bins.values)):
         rises = coming[0] > kept[0][level]
         for field, x in enumerate(coming):

@@ -27,14 +27,16 @@ def logits(
   return lib.shaped(_in_parts(some, hidden, ids), temperature, softcap)[0]
 
 
-def pull(weights: jax.Array, head: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """Sums [N, D] in `dtype` of the head's rows at ids [N, n] times weights [N, n]."""
+def pull(
+  weights: jax.Array, head: jax.Array, ids: jax.Array, dtype: jnp.dtype, onto: jax.Array | None = None
+) -> jax.Array:
+  """Sums [N, D] in `dtype` of the head's rows at ids [N, n] times weights [N, n]; `onto` is added before."""
 
-  def some(weights, ids):
+  def some(weights, ids, onto=0.0):
     wide = jnp.where(_own(ids), weights[..., None], 0.0).reshape(-1, ids.shape[0])
-    return lib.contract(wide.astype(dtype), _rows(head, ids, dtype), (0, 0)).astype(dtype)
+    return (onto + lib.contract(wide.astype(dtype), _rows(head, ids, dtype), (0, 0))).astype(dtype)
 
-  return _in_parts(some, weights, ids)
+  return _in_parts(some, weights, ids, *([] if onto is None else [onto]))
 
 
 def push(weights: jax.Array, hidden: jax.Array, ids: jax.Array, like: jax.Array) -> jax.Array:
@@ -80,11 +82,11 @@ def _sorted(weights: jax.Array, ids: jax.Array, size: int) -> tuple[jax.Array, j
   return pad(names, -1), pad(positions, 0), pad(values, 0.0)
 
 
-def _in_parts(some, left: jax.Array, right: jax.Array) -> jax.Array:
+def _in_parts(some, *arrays: jax.Array) -> jax.Array:
   """`some` of arrays [N, ...], `_ROWS` positions at a time."""
-  count = left.shape[0]
+  count = arrays[0].shape[0]
   size = min(_ROWS, count)
-  parts = [lib.at_least(x, -(-count // size) * size).reshape(-1, size, *x.shape[1:]) for x in (left, right)]
+  parts = [lib.at_least(x, -(-count // size) * size).reshape(-1, size, *x.shape[1:]) for x in arrays]
   result = jax.lax.map(lambda x: some(*x), tuple(parts))
   return result.reshape(-1, *result.shape[2:])[:count]
 

@@ -59,6 +59,7 @@ class First(NamedTuple):
     top: largest logits of the ranked side.
     pull: gradient [N, D] of every loss to its hidden state.
     clip: see `tpu_clip`.
+    kept: see `tpu_clip`, with both clip and pull; then the pull is float32 and lacks the correction.
   """
 
   student: Side
@@ -66,6 +67,7 @@ class First(NamedTuple):
   top: top_k.TopK | None
   pull: jax.Array | None
   clip: clips.Clip | None
+  kept: clips.Kept | None
 
 
 def statistics(
@@ -95,11 +97,14 @@ def statistics(
   ranked = spec.support != 'full'
   rows = [targets[:, None], student_hidden, teacher_hidden]
   heads = [x for x in (student_head, teacher_head) if x is not None]
+  kept = pull and clip
   outputs = 1 + len(top_k.TopK._fields) * ranked
+  # The rows of bounded entries are yet to be added.
+  pull_dtype = jnp.float32 if kept else student_hidden.dtype
   width = student_hidden.shape[1]
   row_bytes = lib.bytes_per_row(*rows, buffers=1) + (2 * _FIELDS + 2 * outputs) * 4 * lib.LANES
   row_bytes += pulls.bytes_per_row(student_hidden) if pull else 0
-  make_bins = lambda block_vocab: _bins(spec, block_vocab, clip)  # noqa: E731
+  make_bins = lambda block_vocab: _bins(spec, block_vocab, pull, clip)  # noqa: E731
   row_bytes += make_bins(tpu_bins.GROUPS * lib.LANES).bytes_per_row if ranked or clip else 0
   sizes = (count, vocab, spec.valid_vocab or vocab)
   blocks = lib.choose(*sizes, row_bytes, lib.bytes_per_row(*heads), lib.ROW_MAJOR)
@@ -107,7 +112,7 @@ def statistics(
   heads = [lib.at_least(x, blocks.block_vocab) for x in heads]
   bins = make_bins(blocks.block_vocab) if ranked or clip else None
   lanes = jax.ShapeDtypeStruct((rows[0].shape[0], lib.LANES), jnp.float32)
-  pulled = [jax.ShapeDtypeStruct(rows[1].shape, student_hidden.dtype)] if pull else []
+  pulled = [jax.ShapeDtypeStruct(rows[1].shape, pull_dtype)] if pull else []
   lane_scratch = pltpu.VMEM((blocks.block_rows, lib.LANES), jnp.float32)
   out = pl.pallas_call(
     lambda *refs: _kernel(
@@ -121,7 +126,7 @@ def statistics(
     out_shape=[lanes] * outputs + pulled,
     scratch_shapes=[pltpu.VMEM(blocks.tile, jnp.float32)] * 2
     + [lane_scratch] * (2 * _FIELDS)
-    + (pulls.scratch(blocks, student_hidden) if pull else [])
+    + (pulls.scratch(blocks, student_hidden)[kept:] if pull else [])
     + (tpu_bins.scratch(bins, blocks.block_rows) if bins else [])
     + [lane_scratch] * clip,
     compiler_params=lib.PARAMS,
@@ -138,7 +143,12 @@ def statistics(
   clipped = None
   if clip:
     clipped = clips.Clip(*(_lane(sides, 2 * _FIELDS + lane) for lane in range(len(clips.Clip._fields))))
-  return First(_side(sides, 0), _side(sides, _FIELDS), top, pulled, clipped)
+  found = None
+  if kept:
+    first = 2 * _FIELDS + len(clips.Clip._fields)
+    lanes = [range(start, start + clips.KEPT) for start in range(first, lib.LANES, clips.KEPT)]
+    found = clips.Kept(*(sides[:, x.start : x.stop] for x in lanes[: len(clips.Kept._fields)]))
+  return First(_side(sides, 0), _side(sides, _FIELDS), top, pulled, clipped, found)
 
 
 def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
@@ -158,7 +168,10 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape)
   (pull_ref, *refs) = refs[outputs:] if pull else (None, *refs[outputs:])
   z_ref, u_ref, *refs = refs
   lanes, refs = refs[: 2 * _FIELDS], refs[2 * _FIELDS :]
-  pull_scratch, refs = (refs[:2], refs[2:]) if pull else ((), refs)
+  kept = pull and clip
+  # What is rounded later is summed where it goes.
+  sums = 2 - kept if pull else 0
+  pull_scratch, refs = [pull_ref] * kept + [*refs[:sums]], refs[sums:]
   lowest_ref, refs = (refs[-1], refs[:-1]) if clip else (None, refs)
   bins = tpu_bins.split(shape, refs) if shape else None
   step, last = pl.program_id(1), pl.num_programs(1) - 1
@@ -186,7 +199,8 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape)
     pulls.add_linear(spec, blocks, norms, z_ref, u_ref, head_refs[0], pull_scratch, step)
   if shape:
     ranked, other = (z_ref, u_ref) if tpu_rank.student_ranks(spec) else (u_ref, z_ref)
-    tpu_bins.insert(bins, ranked, other, step * (blocks.block_vocab // lib.LANES))
+    marks = [jnp.broadcast_to(pulls.mark(norms[1][1]), lanes[0].shape)] if kept else []
+    tpu_bins.insert(bins, ranked, [other], step * (blocks.block_vocab // lib.LANES), marks)
   if clip:
     clips.insert(lowest_ref, z_ref)
 
@@ -194,8 +208,12 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape)
   def _():
     values = _combined(after, pull)
     if clip:
-      norms = [values[side : side + 2] for side in (0, _FIELDS)]
-      values += clips.found(spec, bins, lowest_ref, *norms)
+      totals = [values[side : side + 2] for side in (0, _FIELDS)]
+      found = clips.found(spec, bins, lowest_ref, *totals)
+      values += found
+    if kept:
+      pulls.bound(found.mass, pull_scratch)
+      values += clips.keep(spec, bins, *totals, lanes[: len(clips.Kept._fields)], student_ref.dtype)
     if top_refs:
       values.append(top_k.choose(spec.k, bins, top_refs))
     stats_ref[...] = lib.in_lanes(values, stats_ref.shape)
@@ -203,9 +221,9 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape)
       pulls.finish(spec, pull_ref, pull_scratch)
 
 
-def _bins(spec: DivergenceSpec, block_vocab: int, clip: bool) -> tpu_bins.Shape:
+def _bins(spec: DivergenceSpec, block_vocab: int, pull: bool, clip: bool) -> tpu_bins.Shape:
   """Bins for an upper bound's certificate, else for a top-k."""
-  return clips.bins(block_vocab) if clip else top_k.bins(spec, block_vocab, others=True)
+  return clips.bins(block_vocab, pull) if clip else top_k.bins(spec, block_vocab, others=1)
 
 
 def _update(sides, z_ref, u_ref, targets, first_block, joint: bool) -> tuple[Side, Side]:

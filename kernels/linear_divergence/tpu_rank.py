@@ -100,11 +100,11 @@ def _stream(spec: DivergenceSpec, hidden: jax.Array, head: jax.Array, *, by_turn
   """Top-k of all rows; `by_turns`: certain for all of them, and slow."""
   count, vocab = hidden.shape[0], head.shape[0]
   outputs = 2 if by_turns else 3
-  bins = top_k.bins(spec, tpu_bins.GROUPS * lib.LANES, others=False)
+  bins = top_k.bins(spec, tpu_bins.GROUPS * lib.LANES, others=0)
   row_bytes = lib.bytes_per_row(hidden, buffers=1) + 2 * outputs * 4 * lib.LANES + bins.bytes_per_row
   sizes = (count, vocab, spec.valid_vocab or vocab)
   blocks = lib.choose(*sizes, row_bytes, lib.bytes_per_row(head), lib.ROW_MAJOR)
-  bins = None if by_turns else top_k.bins(spec, blocks.block_vocab, others=False)
+  bins = None if by_turns else top_k.bins(spec, blocks.block_vocab, others=0)
   hidden, head = lib.at_least(hidden, blocks.block_rows), lib.at_least(head, blocks.block_vocab)
   out = pl.pallas_call(
     lambda *refs: _kernel(spec, blocks, bins, *refs),
@@ -151,7 +151,7 @@ def _kernel(spec, blocks, shape, hidden_ref, head_ref, values_ref, ids_ref, *ref
   if not shape:
     top_k.insert(values_ref, ids_ref, x_ref, lib.columns(blocks, step))
     return
-  tpu_bins.insert(bins, x_ref, None, step * (blocks.block_vocab // lib.LANES))
+  tpu_bins.insert(bins, x_ref, (), step * (blocks.block_vocab // lib.LANES))
 
   @pl.when(step == last)
   def _():

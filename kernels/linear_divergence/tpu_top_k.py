@@ -29,7 +29,7 @@ class TopK(NamedTuple):
   others: jax.Array
 
 
-def bins(spec: DivergenceSpec, block_vocab: int, *, others: bool) -> tpu_bins.Shape:
+def bins(spec: DivergenceSpec, block_vocab: int, *, others: int) -> tpu_bins.Shape:
   """Bins for the top-k of a spec from tiles as wide as this."""
   groups = tpu_bins.groups(block_vocab)
   return tpu_bins.Shape(groups, tpu_bins.depth(spec.k, groups * lib.LANES), ids=True, others=others)
@@ -40,8 +40,8 @@ def choose(k: int, bins: tpu_bins.Bins, top) -> jax.Array:
 
   Args:
     k: how many.
-    bins: with ids, and others where the lists have them.
-    top: references to the lists' values, ids and, if any, others, [rows, 128] each.
+    bins: with ids.
+    top: references to the lists' values, ids, and other numbers if the bins have any, [rows, 128] each.
 
   Returns:
     1 where a row's lists are known to be its top-k, else 0, [rows, 1].
@@ -62,8 +62,8 @@ def choose(k: int, bins: tpu_bins.Bins, top) -> jax.Array:
     first = lib.row_min(_reduced(jnp.minimum, tied))
     hits = [name == first for name in names]
     found = [best, first]
-    if bins.others:
-      others = [bins.others[0][:, group] for group in groups]
+    for field in bins.others:
+      others = [field[0][:, group] for group in groups]
       found.append(lib.row_sum(sum(jnp.where(*pair, 0.0) for pair in zip(hits, others, strict=True))))
     for ref, value in zip(top, found, strict=True):
       ref[...] = jnp.where(lane == number, value, ref[...])
@@ -84,7 +84,8 @@ def _reduced(operation, values):
 
 def _remove(bins: tpu_bins.Bins, hit: jax.Array, group: slice) -> None:
   """Takes the first logit out of the bins of a group that were hit."""
-  for refs, empty in zip(bins.fields, (lib.FLOOR, -1.0, 0.0), strict=False):
+  empties = lib.FLOOR, -1.0, *[0.0] * len(bins.others)
+  for refs, empty in zip(bins.fields, empties, strict=True):
     for place, ref in enumerate(refs):
       below = refs[place + 1][:, group] if place + 1 < len(refs) else empty
       ref[:, group] = jnp.where(hit, below, ref[:, group])

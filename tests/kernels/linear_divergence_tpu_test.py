@@ -318,19 +318,64 @@ def test_the_full_vocabulary_over_several_tiles(settings, frozen):
   check_against_float64((DivergenceSpec(**settings), 2, 9, 300), seed=3, frozen=frozen)
 
 
-@pytest.mark.parametrize('bound, looked_at_again', [(0.5, 0), (0.05, 1), (0.01, 10)])
-def test_an_upper_clip_on_rows_with_and_without_a_certificate(bound, looked_at_again):
+@pytest.mark.parametrize(
+  'bound, looked_at_again, gradients',
+  [
+    (0.5, 0, (0, 1, 2, 3)),
+    (0.05, 1, (0, 1, 2, 3)),
+    (0.01, 10, (0, 1, 2, 3)),
+    (0.05, 1, (0,)),
+    pytest.param(0.5, 0, (0,), marks=pytest.mark.slow),
+    pytest.param(0.01, 10, (0,), marks=pytest.mark.slow),
+  ],
+)
+def test_an_upper_clip_on_rows_with_and_without_a_certificate(bound, looked_at_again, gradients):
   # At most as many rows as this in a group of those looked at again, so that there are several.
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(tpu_clip, 'ROWS', 4)
+    settings = dict(student_softcap=2.0, student_temperature=0.7) if len(gradients) == 1 else {}
     spec, arguments = (
-      DivergenceSpec(entry_clip_max=bound, valid_vocab=297),
+      DivergenceSpec(entry_clip_max=bound, valid_vocab=297, **settings),
       make_inputs(3, 2, 9, 300, valid=297),
     )
-    actual = run(arguments, spec)
-  assert_close(actual, exact(arguments, spec))
-  assert actual[0].clip_fallback.sum() == looked_at_again
+    actual = run(arguments, spec, gradients=gradients)
+  expected = exact(arguments, spec)
+  assert_close(actual, (expected[0], expected[1][: len(gradients)]))
+  assert settings or actual[0].clip_fallback.sum() == looked_at_again
   assert np.any(actual[0].clip_fraction > 0)
+
+
+def test_rows_of_more_bounded_entries_than_a_gradient_on_the_way_allows_for():
+  spec, arguments = DivergenceSpec(entry_clip_max=0.1), make_inputs(3, 2, 9, 256)
+  expected = exact(arguments, spec)
+  bounded = np.round(expected[0].clip_fraction * 256)
+  assert np.any(bounded > 6) and np.any((bounded > 0) & (bounded <= 6))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tpu_clip, 'KEPT', 6)
+    actual = run(arguments, spec, gradients=(0,))
+  assert_close(actual, (expected[0], expected[1][:1]))
+  np.testing.assert_array_equal(actual[0].clip_fallback, bounded > 6)
+
+
+def test_narrow_gradients_where_nearly_all_probability_is_bounded():
+  # What is left are the few others' small weights: (1 - M)·q, where two sums of the head's rows cancel.
+  rng = np.random.default_rng(0)
+  head = 0.3 * rng.normal(size=(300, 32))
+  ids = rng.integers(0, 300, (1, 18))
+  student, teacher = (scale * head[ids] + 0.1 * rng.normal(size=(1, 18, 32)) for scale in (3.0, 4.0))
+  student, teacher, head = (jnp.asarray(x, jnp.bfloat16) for x in (student, teacher, head))
+  spec = DivergenceSpec(entry_clip_max=0.02)
+  rounded = [np.asarray(x, np.float32) for x in (student, head, teacher, head)]
+  expected = exact((*rounded, ids.astype(np.int32)), spec)
+  bounded = expected[0].clip_fraction > 0
+  assert bounded.mean() > 0.5 and np.median(np.exp(expected[0].teacher_logp[bounded])) > 0.9
+  actual = run((student, head, teacher, head, ids.astype(np.int32)), spec, gradients=(0,))
+  assert not np.any(actual[0].clip_fallback)
+  np.testing.assert_allclose(actual[0].loss, expected[0].loss, atol=3e-6)
+  # Of each row by itself: the large gradients of others set no scale.
+  right = expected[1][0][0]
+  error = np.abs(np.float32(actual[1][0][0]) - right).max(1) / np.abs(right).max(1)
+  np.testing.assert_array_less(error, 0.01)
 
 
 @pytest.mark.parametrize(
