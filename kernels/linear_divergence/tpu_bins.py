@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.linear_divergence import tpu_blocks as lib
 
 GROUPS = 4  # Groups of bins, at most: as many as a tile has blocks of 128 ids.
+_ROWS = 32  # At a time: more do not stay in registers.
 _ODDS = 0.01  # Of a row whose k largest are not all in the bins, for logits in random order.
 
 
@@ -116,17 +117,25 @@ def insert(bins: Bins, ranked_ref, other_refs, first_block: jax.Array | int, sha
       among equals.
     shared: more other numbers [rows, 128], the same for all of the tile's blocks.
   """
-  rest = bins.rest[...]
+  height = bins.rest.shape[0]
+  step = _ROWS if height % _ROWS == 0 else height
+  for start in range(0, height, step):
+    _insert(bins, slice(start, start + step), ranked_ref, other_refs, first_block, shared)
+
+
+def _insert(bins: Bins, rows: slice, ranked_ref, other_refs, first_block, shared) -> None:
+  """`insert` of some rows."""
+  rest = bins.rest[rows]
   size, count = bins.values[0].shape[1] // lib.LANES, ranked_ref.shape[1] // lib.LANES
   for group in range(size):
     lanes = slice(group * lib.LANES, (group + 1) * lib.LANES)
-    kept = [[ref[:, lanes] for ref in field] for field in bins.fields]
+    kept = [[ref[rows, lanes] for ref in field] for field in bins.fields]
     for place in range(group, count, size):
       columns = slice(place * lib.LANES, (place + 1) * lib.LANES)
-      coming = [ranked_ref[:, columns]]
+      coming = [ranked_ref[rows, columns]]
       if bins.blocks:
         coming.append(jnp.asarray(first_block + place, jnp.float32))
-      coming += [*(ref[:, columns] for ref in other_refs), *shared]
+      coming += [*(ref[rows, columns] for ref in other_refs), *(x[rows] for x in shared)]
       for level in range(len(bins.values)):
         rises = coming[0] > kept[0][level]
         for field, x in enumerate(coming):
@@ -135,8 +144,8 @@ def insert(bins: Bins, ranked_ref, other_refs, first_block: jax.Array | int, sha
       rest = jnp.maximum(rest, coming[0])
     for refs, values in zip(bins.fields, kept, strict=True):
       for ref, x in zip(refs, values, strict=True):
-        ref[:, lanes] = x
-  bins.rest[...] = rest
+        ref[rows, lanes] = x
+  bins.rest[rows] = rest
 
 
 def ids(blocks: jax.Array) -> jax.Array:

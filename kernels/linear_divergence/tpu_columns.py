@@ -56,7 +56,7 @@ def push(weights: jax.Array, hidden: jax.Array, ids: jax.Array, like: jax.Array)
   # A step is the last of its tile once all parts that end before the tile does had theirs.
   lasts = jnp.arange(tiles) + jnp.maximum(-(-ends // size) - 1, 0)
   steps = jnp.arange(tiles + parts - 1)
-  places = (lasts < steps[:, None]).sum(1)
+  places = (lasts[None] < steps[:, None]).sum(1)
   part = jnp.minimum(steps - places, parts - 1)
   kept = jnp.append(False, places[1:] == places[:-1])
   names, positions, values = (x.reshape(parts, size) for x in (names, positions, values))
