@@ -113,9 +113,12 @@ def linear_divergence(
   else:
 
     def call(rows, heads, axes):
-      student, teacher, targets, _ = rows
+      student, teacher, targets, weights = rows
       own = (student, heads[0], teacher, heads[-1], targets, spec)
-      return gpu.linear_divergence(*own) if name == 'gpu' else tpu.linear_divergence(*own, vocab_axes=axes)
+      if name == 'gpu':
+        return gpu.linear_divergence(*own)
+      settings = dict(mode=mode, weights=weights, statistics=statistics)
+      return tpu.linear_divergence(*own, **settings, vocab_axes=axes)
 
     rows = (student_hidden, teacher_hidden, targets, weights)
     heads = (student_head,) if teacher_head is student_head else (student_head, teacher_head)

@@ -122,7 +122,11 @@ def logits(
     temperature: divides the logits.
     softcap: c in c·tanh(logits / c), or None.
   """
-  raw = contract(hidden, head, (1, 1))
+  return shaped(contract(hidden, head, (1, 1)), temperature, softcap)
+
+
+def shaped(raw: jax.Array, temperature: float, softcap: float | None) -> tuple[jax.Array, jax.Array | float]:
+  """Logits after soft-cap and temperature, and the derivative of the soft-cap."""
   if softcap is None:
     return raw if temperature == 1 else raw / temperature, 1.0
   slope = jnp.tanh(raw / softcap)
@@ -143,16 +147,21 @@ def tile_logits(
     step: which tile of the vocabulary.
     end: [rows, 1], valid entries where that is known at run time alone; see `with_end`.
   """
-  column = jax.lax.broadcasted_iota(jnp.int32, blocks.tile, 1)
-  last = blocks.valid if end is None else end.astype(jnp.int32)
   for hidden, head, out, temperature, softcap in (
     (hidden_refs[0], head_refs[0], logit_refs[0], spec.student_temperature, spec.student_softcap),
     (hidden_refs[1], head_refs[-1], logit_refs[1], spec.teacher_temperature, spec.teacher_softcap),
   ):
     x = logits(hidden[...], head[...], temperature, softcap)[0]
-    if end is not None or blocks.valid % blocks.block_vocab:
-      x = jnp.where(column < last - step * blocks.block_vocab, x, FLOOR)
-    out[...] = x
+    out[...] = existing_logits(blocks, x, step, end)
+
+
+def existing_logits(blocks: Blocks, x: jax.Array, step: jax.Array, end: jax.Array | None = None) -> jax.Array:
+  """Logits x [rows, vocab] of tile `step`, FLOOR where the vocabulary has ended; `end` see `with_end`."""
+  if end is None and blocks.valid % blocks.block_vocab == 0:
+    return x
+  column = jax.lax.broadcasted_iota(jnp.int32, blocks.tile, 1)
+  last = blocks.valid if end is None else end.astype(jnp.int32)
+  return jnp.where(column < last - step * blocks.block_vocab, x, FLOOR)
 
 
 def with_end(rows: jax.Array, end: jax.Array | None) -> jax.Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels.linear_divergence import tpu_bins, tpu_rank
 from kernels.linear_divergence import tpu_blocks as lib
 from kernels.linear_divergence import tpu_clip as clips
 from kernels.linear_divergence import tpu_pull as pulls
@@ -59,6 +60,7 @@ class First(NamedTuple):
     pull: gradient [N, D] of every loss to its hidden state; apart, the two sums of `tpu_pull` that it
       is made of, for the entries of these heads.
     clip: see `tpu_clip`.
+    kept: see `tpu_clip`, with both clip and pull; then the pull is float32 and lacks the correction.
   """
 
   student: Side
@@ -66,6 +68,7 @@ class First(NamedTuple):
   top: top_k.TopK | None
   pull: jax.Array | tuple[jax.Array, jax.Array] | None
   clip: clips.Clip | None
+  kept: clips.Kept | None
 
 
 def statistics(
@@ -99,22 +102,27 @@ def statistics(
   ranked = spec.support in ('teacher_topk', 'student_topk')
   rows = [lib.with_end(targets[:, None], end), student_hidden, teacher_hidden]
   heads = [x for x in (student_head, teacher_head) if x is not None]
+  kept = pull and clip
   outputs = 1 + len(top_k.TopK._fields) * ranked
+  # The rows of bounded entries are yet to be added.
+  pull_dtype = jnp.float32 if kept else student_hidden.dtype
   width = student_hidden.shape[1]
   row_bytes = lib.bytes_per_row(*rows, buffers=1) + (2 * _FIELDS + 2 * outputs) * 4 * lib.LANES
   results = pull * (2 if apart else 1)
   row_bytes += pulls.bytes_per_row(student_hidden, results) if pull else 0
-  row_bytes += clips.bytes_per_row() if clip else 0
+  make_bins = lambda block_vocab: _bins(spec, block_vocab, pull, clip)  # noqa: E731
+  row_bytes += make_bins(tpu_bins.GROUPS * lib.LANES).bytes_per_row if ranked or clip else 0
   sizes = (count, vocab, spec.valid_vocab or vocab)
   blocks = lib.choose(*sizes, row_bytes, lib.bytes_per_row(*heads), lib.ROW_MAJOR)
   rows = [lib.at_least(x, blocks.block_rows) for x in rows]
   heads = [lib.at_least(x, blocks.block_vocab) for x in heads]
+  bins = make_bins(blocks.block_vocab) if ranked or clip else None
   lanes = jax.ShapeDtypeStruct((rows[0].shape[0], lib.LANES), jnp.float32)
-  pulled = [jax.ShapeDtypeStruct(rows[1].shape, student_hidden.dtype)] * results
+  pulled = [jax.ShapeDtypeStruct(rows[1].shape, pull_dtype)] * results
   lane_scratch = pltpu.VMEM((blocks.block_rows, lib.LANES), jnp.float32)
   out = pl.pallas_call(
     lambda *refs: _kernel(
-      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, results, clip
+      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, results, clip, bins
     ),
     grid=(blocks.row_steps, blocks.valid_steps),
     in_specs=[lib.row_block(blocks, x.shape[1], 0, buffers=1) for x in rows]
@@ -124,20 +132,30 @@ def statistics(
     out_shape=[lanes] * outputs + pulled,
     scratch_shapes=[pltpu.VMEM(blocks.tile, jnp.float32)] * 2
     + [lane_scratch] * (2 * _FIELDS)
-    + (pulls.scratch(blocks, student_hidden) if pull else [])
-    + (clips.scratch(blocks) if clip else []),
+    + (pulls.scratch(blocks, student_hidden)[kept:] if pull else [])
+    + (tpu_bins.scratch(bins, blocks.block_rows) if bins else [])
+    + [lane_scratch] * clip,
     compiler_params=lib.PARAMS,
     cost_estimate=_cost(blocks, rows, heads, pull),
     name='linear_divergence_forward',
   )(*rows, *heads)
   sides = out[0][:count]
-  top = top_k.TopK(*(x[:count] for x in out[1:outputs])) if ranked else None
+  top = None
+  if ranked:
+    arrays = student_hidden, student_head, teacher_hidden, teacher_head
+    top = top_k.TopK(*(x[:count] for x in out[1:outputs]))
+    top = tpu_rank.settle(spec, top, sides[:, 2 * _FIELDS] > 0, arrays, end)
   pulled = tuple(x[:count] for x in out[outputs:])
+  pulled = (pulled if apart else pulled[0]) if pull else None
   clipped = None
   if clip:
     clipped = clips.Clip(*(_lane(sides, 2 * _FIELDS + lane) for lane in range(len(clips.Clip._fields))))
-  pulled = (pulled if apart else pulled[0]) if pull else None
-  return First(_side(sides, 0), _side(sides, _FIELDS), top, pulled, clipped)
+  found = None
+  if kept:
+    first = 2 * _FIELDS + len(clips.Clip._fields)
+    lanes = [range(start, start + clips.KEPT) for start in range(first, lib.LANES, clips.KEPT)]
+    found = clips.Kept(*(sides[:, x.start : x.stop] for x in lanes[: len(clips.Kept._fields)]))
+  return First(_side(sides, 0), _side(sides, _FIELDS), top, pulled, clipped, found)
 
 
 def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
@@ -150,7 +168,7 @@ def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
   )
 
 
-def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
+def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape):
   """Adds tile (rows of grid axis 0, vocabulary of axis 1) to the statistics, top-k and pull.
 
   `pull` is how many results the pull has, 0 without one.
@@ -160,19 +178,24 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
   pull_refs, refs = refs[outputs : outputs + pull], refs[outputs + pull :]
   z_ref, u_ref, *refs = refs
   lanes, refs = refs[: 2 * _FIELDS], refs[2 * _FIELDS :]
-  pull_scratch, bins = (refs[:2], refs[2:]) if pull else ((), refs)
+  kept = bool(pull) and clip
+  # What is rounded later is summed where it goes.
+  sums = 2 - kept if pull else 0
+  pull_scratch, refs = [*pull_refs[:1]] * kept + [*refs[:sums]], refs[sums:]
+  lowest_ref, refs = (refs[-1], refs[:-1]) if clip else (None, refs)
+  bins = tpu_bins.split(shape, refs) if shape else None
   step, last = pl.program_id(1), pl.num_programs(1) - 1
 
   @pl.when(step == 0)
   def _():
     for ref, value in zip(lanes, (*_EMPTY, *_EMPTY), strict=True):
       ref[...] = jnp.full(ref.shape, value, jnp.float32)
-    if top_refs:
-      top_k.start(spec.k, top_k.TopK(*top_refs))
+    if shape:
+      tpu_bins.start(bins)
     if pull:
       pulls.start(pull_scratch)
     if clip:
-      clips.start(bins)
+      clips.start(lowest_ref)
 
   end = target_ref[:, 1:2] if target_ref.shape[1] > 1 else None
   lib.tile_logits(spec, blocks, (student_ref, teacher_ref), head_refs, (z_ref, u_ref), step, end)
@@ -186,21 +209,33 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip):
   if pull:
     norms = tuple(tuple(_norms(side) for side in pair) for pair in (sides, after))
     pulls.add_linear(spec, blocks, norms, z_ref, u_ref, head_refs[0], pull_scratch, step, end)
+  if shape:
+    ranked, other = (z_ref, u_ref) if tpu_rank.student_ranks(spec) else (u_ref, z_ref)
+    marks = [jnp.broadcast_to(pulls.mark(norms[1][1]), lanes[0].shape)] if kept else []
+    tpu_bins.insert(bins, ranked, [other], step * (blocks.block_vocab // lib.LANES), marks)
   if clip:
-    clips.insert(bins, z_ref, u_ref)
-  if top_refs:
-    ranked, other = (u_ref, z_ref) if spec.support == 'teacher_topk' else (z_ref, u_ref)
-    top_k.insert(top_k.TopK(*top_refs), ranked, other, lib.columns(blocks, step))
+    clips.insert(lowest_ref, z_ref)
 
   @pl.when(step == last)
   def _():
     values = _combined(after, bool(pull))
     if clip:
-      norms = [values[side : side + 2] for side in (0, _FIELDS)]
-      values += clips.found(spec, bins, *norms)
+      totals = [values[side : side + 2] for side in (0, _FIELDS)]
+      found = clips.found(spec, bins, lowest_ref, *totals)
+      values += found
+    if kept:
+      pulls.bound(found.mass, pull_scratch)
+      values += clips.keep(spec, bins, *totals, lanes[: len(clips.Kept._fields)], student_ref.dtype)
+    if top_refs:
+      values.append(top_k.choose(spec.k, bins, top_refs))
     stats_ref[...] = lib.in_lanes(values, stats_ref.shape)
     if pull:
       pulls.finish(spec, pull_refs, pull_scratch)
+
+
+def _bins(spec: DivergenceSpec, block_vocab: int, pull: bool, clip: bool) -> tpu_bins.Shape:
+  """Bins for an upper bound's certificate, else for a top-k."""
+  return clips.bins(block_vocab, pull) if clip else top_k.bins(spec, block_vocab, others=1)
 
 
 def _update(sides, z_ref, u_ref, targets, first_block, joint: bool) -> tuple[Side, Side]:

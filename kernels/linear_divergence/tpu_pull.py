@@ -45,7 +45,10 @@ def supports(spec: DivergenceSpec) -> bool:
 
 
 def bytes_per_row(hidden: jax.Array, results: int = 1) -> int:
-  """VMEM for one row of the sums and of the results, two blocks of which are on their way."""
+  """VMEM for one row of the sums and of the results, two blocks of which are on their way.
+
+  A float32 result of narrow hidden states takes no more: the first sum is made in its place.
+  """
   return hidden.shape[1] * (2 * 4 + 2 * results * hidden.dtype.itemsize)
 
 
@@ -78,14 +81,14 @@ def add_linear(spec, blocks, norms, z_ref, u_ref, head_ref, sums, step, end=None
   keep, keep_teacher = _kept(student, new_student), _kept(teacher, new_teacher)
   z, u = z_ref[...], u_ref[...]
   below, below_teacher = z - new_student.maximum, u - new_teacher.maximum
-  q = jnp.exp(below) * _inverse(new_student)
   if spec.kind == 'forward_kl':
-    p = jnp.exp(below_teacher) * _inverse(new_teacher)
+    q, p = jnp.exp(z - mark(new_student)), jnp.exp(u - mark(new_teacher))
     g, second, mix = q - p, p, (keep, keep - keep_teacher, keep_teacher)
   else:
     rise, rise_teacher = (
       old.maximum - new.maximum for old, new in ((student, new_student), (teacher, new_teacher))
     )
+    q = jnp.exp(below) * _inverse(new_student)
     mean, new_mean = (x.cross / jnp.maximum(x.total, _TINY) for x in (student, new_student))
     g, second = q * (below - below_teacher - new_mean), q
     mix = (keep, keep * (rise - rise_teacher + mean - new_mean), keep)
@@ -114,10 +117,29 @@ def add(blocks, mix, g: jax.Array, second: jax.Array, head_ref, sums, step, end=
   sums[1][...] = of_second * second_sum + lib.contract(second.astype(head.dtype), head, (1, 0))
 
 
+def bound(mass: jax.Array, sums) -> None:
+  """Takes from the sums of a forward KL what entries do not add whose probability is `mass` [rows, 1].
+
+  But for these entries' own p·w, which is not among the sums; see `tpu_clip`.
+  """
+  sums[0][...] = (1 - mass) * sums[0][...] - mass * sums[1][...]
+
+
 def finish(spec: DivergenceSpec, out_refs, sums) -> None:
   """The gradient of the loss to the hidden states; where there is room for it, the second sum as well."""
   for out_ref, ref in zip(out_refs, sums, strict=False):
     out_ref[...] = (ref[...] / spec.student_temperature).astype(out_ref.dtype)
+
+
+def mark(norms: Norms) -> jax.Array:
+  """What a logit is above its log-probability so far, [rows, 1]."""
+  return norms.maximum + jnp.log(norms.total)
+
+
+def rounding(log_p: jax.Array, slope: jax.Array | float, dtype: jnp.dtype) -> jax.Array:
+  """Relative error of the weight in the sum of p·w of a forward KL, from log p so far by `mark`."""
+  weight = jnp.exp(log_p) * slope
+  return (weight.astype(dtype).astype(jnp.float32) - weight) / jnp.maximum(weight, _TINY)
 
 
 def _inverse(norms: Norms) -> jax.Array:
