@@ -104,7 +104,8 @@ def linear_divergence(
   name = _first(names, spec, arrays, asked=implementation is not None)
   call = IMPLEMENTATIONS[name]
   if name == 'tpu':
-    result = sharded.over_rows(call, *arrays, targets, spec, chunk_tokens=chunk_tokens, batch_axes=batch_axes)
+    settings = dict(chunk_tokens=chunk_tokens, mode=mode, weights=weights)
+    result = sharded.over_rows(call, *arrays, targets, spec, **settings, batch_axes=batch_axes)
   elif name == 'reference':
     result = call(*arrays, targets, spec, chunk_tokens=chunk_tokens)
   else:

@@ -1,5 +1,6 @@
 """Rows split over a device mesh by hand, for implementations that XLA cannot partition itself."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -7,7 +8,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from kernels import checks
-from kernels.linear_divergence.spec import Divergence, DivergenceSpec
+from kernels.linear_divergence.spec import Divergence, DivergenceSpec, Mode
 
 
 def over_rows(
@@ -20,6 +21,8 @@ def over_rows(
   spec: DivergenceSpec,
   *,
   chunk_tokens: int,
+  mode: Mode,
+  weights: jax.Array | None,
   batch_axes: Sequence[str],
 ) -> Divergence:
   """`implementation` on each device's own rows, with whole heads; results lie as the rows do.
@@ -28,32 +31,29 @@ def over_rows(
 
   Args: as `api.linear_divergence`.
   """
+  call = functools.partial(implementation, chunk_tokens=chunk_tokens, mode=mode)
   mesh = jax.sharding.get_abstract_mesh()
   axes = _free_axes(mesh)
   _check_axes(batch_axes, mesh)
   if math.prod(mesh.shape[axis] for axis in axes) == 1:
-    return implementation(
-      student_hidden, student_head, teacher_hidden, teacher_head, targets, spec, chunk_tokens=chunk_tokens
-    )
+    return call(student_hidden, student_head, teacher_hidden, teacher_head, targets, spec, weights=weights)
   rows = PartitionSpec(*_layout(targets.shape, mesh, axes, batch_axes))
   # A shared head goes in once, so that the implementation sees that it is shared.
   own_head = () if teacher_head is student_head else (teacher_head,)
 
-  def body(student_hidden, teacher_hidden, targets, student_head, *own_head):
+  def body(student_hidden, teacher_hidden, targets, weights, student_head, *own_head):
     teacher_head = own_head[0] if own_head else student_head
-    return implementation(
-      student_hidden, student_head, teacher_hidden, teacher_head, targets, spec, chunk_tokens=chunk_tokens
-    )
+    return call(student_hidden, student_head, teacher_hidden, teacher_head, targets, spec, weights=weights)
 
   heads = (student_head, *own_head)
-  call = jax.shard_map(
+  split = jax.shard_map(
     body,
-    in_specs=(rows, rows, rows) + (PartitionSpec(),) * len(heads),
+    in_specs=(rows,) * 4 + (PartitionSpec(),) * len(heads),
     out_specs=rows,
     axis_names=set(axes),
     check_vma=False,  # A pallas_call does not say over which axes its results vary.
   )
-  return call(student_hidden, teacher_hidden, targets, *heads)
+  return split(student_hidden, teacher_hidden, targets, weights, *heads)
 
 
 def _free_axes(mesh: AbstractMesh) -> list[str]:

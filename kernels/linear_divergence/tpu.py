@@ -21,9 +21,10 @@ from kernels.linear_divergence import (
   tpu_forward,
   tpu_pull,
   tpu_second,
+  tpu_speed,
   tpu_top_k,
 )
-from kernels.linear_divergence.spec import Divergence, DivergenceSpec
+from kernels.linear_divergence.spec import Divergence, DivergenceSpec, Mode
 from kernels.linear_divergence.tpu_blocks import LANES
 
 _TYPES = (jnp.bfloat16, jnp.float32)
@@ -58,8 +59,13 @@ def linear_divergence(
   spec: DivergenceSpec,
   *,
   chunk_tokens: int,
+  mode: Mode = 'memory',
+  weights: jax.Array | None = None,
 ) -> Divergence:
   """`api.linear_divergence` in fused kernels; `chunk_tokens` has no effect.
+
+  `speed` stores the logits of as many positions as a tenth of all logits' memory holds (`tpu_speed`),
+  where these are enough to be faster and the head is frozen or `weights` are given; else it is `memory`.
 
   Raises:
     NotImplementedError: see `unsupported`.
@@ -72,10 +78,12 @@ def linear_divergence(
   # A shared head is read once; a type of its own makes it another array.
   shared = teacher_head is student_head and teacher_hidden.dtype == student_hidden.dtype
   teacher_hidden, teacher_head = jax.lax.stop_gradient((teacher_hidden, None if shared else teacher_head))
-  student_hidden, teacher_hidden, targets = (
-    x.reshape(batch * time, *x.shape[2:]) for x in (student_hidden, teacher_hidden, targets)
+  if weights is not None:
+    weights = jax.lax.stop_gradient(weights).astype(jnp.float32)
+  student_hidden, teacher_hidden, targets, weights = jax.tree.map(
+    lambda x: x.reshape(batch * time, *x.shape[2:]), (student_hidden, teacher_hidden, targets, weights)
   )
-  result = _rows(spec, student_hidden, student_head, teacher_hidden, teacher_head, targets)
+  result = _rows(spec, mode, student_hidden, student_head, teacher_hidden, teacher_head, targets, weights)
   return jax.tree.map(lambda x: x.reshape(batch, time), result)
 
 
@@ -89,6 +97,7 @@ class _Residuals(NamedTuple):
     sparse: see `tpu_backward.Sparse`.
     pull: [N, D], gradient of every loss to its hidden state, where the head is not differentiated.
     head: marks that the head is.
+    ahead: gradients made from stored logits.
   """
 
   arrays: tuple | None
@@ -97,18 +106,25 @@ class _Residuals(NamedTuple):
   sparse: tpu_backward.Sparse | None
   pull: jax.Array | None
   head: tuple | None
+  ahead: tpu_speed.Ahead | None = None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rows(spec, student_hidden, student_head, teacher_hidden, teacher_head, targets) -> Divergence:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rows(
+  spec, mode, student_hidden, student_head, teacher_hidden, teacher_head, targets, weights
+) -> Divergence:
   """Results [N] of rows [N, D]; a teacher head of None is the student's."""
   return _run(spec, False, student_hidden, student_head, teacher_hidden, teacher_head, targets)[0]
 
 
-def _rows_forward(spec, *arguments):
+def _rows_forward(spec, mode, *arguments):
   differentiated = [jax.tree.map(lambda x: x.perturbed, x) for x in arguments[:2]]
-  values = [None if x is None else x.value for x in arguments]
+  *values, weights = (None if x is None else x.value for x in arguments)
   of_head = differentiated[1]
+  if mode == 'speed' and not (of_head and weights is None):
+    size = tpu_speed.chunk(spec, values[0], values[1], of_head)
+    if size is not None:
+      return _run_ahead(spec, size, values, weights if of_head else None, of_head)
   result, residuals = _run(spec, not of_head and spec.support == 'full', *values)
   if residuals.pull is not None:
     # The gradient is there, but for the loss's cotangent.
@@ -141,21 +157,44 @@ def _run(spec, pull: bool, *arguments) -> tuple[Divergence, _Residuals]:
   return Divergence(**results, **compared), _Residuals(tuple(arrays), normalisers, level, sparse, pulled, ())
 
 
-def _rows_backward(spec, residuals, cotangent):
+def _run_ahead(spec, size: int, arguments, weights, of_head: bool) -> tuple[Divergence, _Residuals]:
+  """The same with gradients from stored logits, `size` positions at a time."""
+  *arrays, targets = arguments
+  passes, ahead = tpu_speed.run(spec, size, arrays, targets.astype(jnp.int32), weights, of_head)
+  normalisers = _normalisers(passes.student), _normalisers(passes.teacher)
+  results = _monitored(passes.student, passes.teacher, normalisers)
+  if passes.loss is None:
+    compared = _compared_fully(spec, results)
+  else:
+    compared = _whole(passes.loss, passes.changed / (spec.valid_vocab or arrays[1].shape[0]))
+  kept = (tuple(arrays), normalisers, passes.level) if of_head else (None, None, None)
+  return Divergence(**results, **compared), _Residuals(*kept, None, None, () if of_head else None, ahead)
+
+
+def _rows_backward(spec, mode, residuals, cotangent):
+  del mode
   loss = cotangent.loss
   if type(loss) is jax.custom_derivatives.SymbolicZero:
     loss = jnp.zeros(loss.aval.shape, loss.aval.dtype)
   if residuals.pull is not None:
     pulled = residuals.pull
     gradient = (pulled.astype(jnp.float32) * loss[:, None]).astype(pulled.dtype)
-    return gradient, None, None, None, None
+    return gradient, None, None, None, None, None
+  if residuals.ahead is None:
+    gradients = _made_again(spec, residuals, loss)
+  else:
+    gradients = tpu_speed.settled(residuals.ahead, loss, lambda: _made_again(spec, residuals, loss))
+  return *gradients, None, None, None, None
+
+
+def _made_again(spec, residuals: _Residuals, loss: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+  """Gradients of the student's hidden states and head from the normalisers, under `loss`'s cotangent."""
   (student_hidden, student_head, *teacher), normalisers = residuals.arrays, residuals.normalisers
   rows = tpu_backward.Rows(*normalisers[0], *normalisers[1], residuals.level, loss / spec.student_temperature)
   sparse = residuals.sparse and residuals.sparse._replace(values=residuals.sparse.values * loss[:, None])
-  gradients = tpu_backward.gradients(
+  return tpu_backward.gradients(
     spec, student_hidden, student_head, *teacher, rows, sparse, of_head=residuals.head is not None
   )
-  return *gradients, None, None, None
 
 
 _rows.defvjp(_rows_forward, _rows_backward, symbolic_zeros=True)

@@ -145,7 +145,7 @@ def tile_logits(spec, blocks: Blocks, hidden_refs, head_refs, logit_refs, step: 
     (hidden_refs[0], head_refs[0], logit_refs[0], spec.student_temperature, spec.student_softcap),
     (hidden_refs[1], head_refs[-1], logit_refs[1], spec.teacher_temperature, spec.teacher_softcap),
   ):
-    x = logits(hidden[...], head[...], temperature, softcap)[0]
+    x = logits(hidden[...], head[...].astype(hidden.dtype), temperature, softcap)[0]
     if blocks.valid % blocks.block_vocab:
       x = jnp.where(column < blocks.valid - step * blocks.block_vocab, x, FLOOR)
     out[...] = x

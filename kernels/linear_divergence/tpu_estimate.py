@@ -225,7 +225,7 @@ def estimate(function, chip: Chip, shapes: Sequence[jax.ShapeDtypeStruct], folde
     platform='tpu', topology_name=chip.topology, chips_per_host_bounds=chip.bounds, num_slices=1
   ).devices[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
-  arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in shapes]
+  arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), list(shapes))
   traced = jax.jit(function).trace(*arguments)
   compiled = traced.lower().compile()
   kernels, cycles = {}, {}
@@ -280,20 +280,25 @@ def divergence(
     spec: fields of `DivergenceSpec`.
     gradients: 0 for the hidden states, 1 for the head.
     head: type of the heads.
-    **keywords: of `linear_divergence`.
+    **keywords: of `linear_divergence`; with mode `speed`, the mean is weighted and the weights are given.
   """
   import jax.numpy as jnp
 
   from kernels.linear_divergence.api import DivergenceSpec, linear_divergence
 
+  keywords.setdefault('implementation', 'tpu')
+
   def loss(*arrays):
-    keywords.setdefault('implementation', 'tpu')
-    result = linear_divergence(*arrays, DivergenceSpec(**(spec or {})), **keywords)
-    return result.loss.mean(), result
+    *arrays, weights = arrays
+    result = linear_divergence(*arrays, DivergenceSpec(**(spec or {})), weights=weights, **keywords)
+    if weights is None:
+      return result.loss.mean(), result
+    return (result.loss * weights).sum() / weights.sum(), result
 
   hidden = jax.ShapeDtypeStruct((1, tokens, width), jnp.bfloat16)
   heads = jax.ShapeDtypeStruct((vocab, width), head)
-  shapes = (hidden, heads, hidden, heads, jax.ShapeDtypeStruct((1, tokens), jnp.int32))
+  weights = jax.ShapeDtypeStruct((1, tokens), jnp.float32) if keywords.get('mode') == 'speed' else None
+  shapes = (hidden, heads, hidden, heads, jax.ShapeDtypeStruct((1, tokens), jnp.int32), weights)
   step = jax.value_and_grad(loss, tuple(gradients), has_aux=True) if gradients else loss
   with tempfile.TemporaryDirectory(dir='/dev/shm' if os.path.isdir('/dev/shm') else None) as folder:
     prepare(folder)
