@@ -46,7 +46,7 @@ class Ahead(NamedTuple):
 
 
 class Passes(NamedTuple):
-  """What the loss, the results and another backward pass are made of, [N] or [N, 1].
+  """What the loss, the results and another backward pass are made of, [N].
 
   Attributes:
     student: statistics.
@@ -120,14 +120,20 @@ def run(
     new, part, totals, memory = _chunk(spec, some, cut(targets), weight, totals, memory, step == 0)
     return jax.tree.map(place, passes, new), place(hidden_gradient, part), totals, memory
 
-  lane, column = (jnp.zeros(shape, jnp.float32) for shape in ((count,), (count, 1)))
-  side = tpu_forward.Side(*(column,) * len(tpu_forward.Side._fields))
+  lane = jnp.zeros(count, jnp.float32)
+  side = tpu_forward.Side(*(lane,) * len(tpu_forward.Side._fields))
   sums = (None, None) if entries.linear(spec) else (lane, lane)
   totals = _empty(spec, head) if of_head else ()
   memory = tpu_speed_store.space(spec, arrays, size)
   carry = Passes(side, side, *sums, lane), jnp.zeros_like(student_hidden), totals, memory
   passes, hidden, totals, _ = jax.lax.fori_loop(0, steps, add, carry)
+  # Arrays [N, 1] take 128 times their size on a TPU: they are this only here.
+  passes = passes._replace(**{name: _columns(getattr(passes, name)) for name in ('student', 'teacher')})
   return passes, Ahead(hidden, totals[0] if of_head else None, weights)
+
+
+def _columns(side: tpu_forward.Side) -> tpu_forward.Side:
+  return jax.tree.map(lambda x: x[:, None], side)
 
 
 def _chunk(spec, arrays, targets, weight, totals, memory, first):
@@ -144,6 +150,7 @@ def _chunk(spec, arrays, targets, weight, totals, memory, first):
     loss, level, changed = tpu_speed_store.sums(spec, stored, jnp.concatenate(norms, 1), vocab)
   rows = Rows(*(x[:, 0] for x in norms), level, weight / spec.student_temperature)
   hidden, totals = tpu_speed_gradient.add(spec, stored, rows, *arrays[:2], totals, first)
+  student, teacher = jax.tree.map(lambda x: x[:, 0], (student, teacher))
   return Passes(student, teacher, loss, changed, level), hidden, totals, (stored.peaks, stored.gaps)
 
 

@@ -52,28 +52,33 @@ def fast(arguments, spec, weights, given=None, frozen=False):
     return jax.block_until_ready((result, gradients))
 
 
-SPECS = [
-  dict(kind='forward_kl', student_softcap=2.0, student_temperature=0.7, valid_vocab=297),
-  dict(kind='reverse_kl', valid_vocab=297),
-  dict(kind='jsd', beta=0.3, teacher_softcap=15.0, valid_vocab=260),
-  dict(kind='forward_kl', entry_clip_min=0.001, entry_clip_max=0.05, valid_vocab=297),
-]
+slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize('settings', SPECS, ids=['forward KL', 'reverse KL', 'jsd', 'bounds'])
+@pytest.mark.parametrize(
+  'settings',
+  [
+    dict(kind='jsd', beta=0.3, teacher_softcap=15.0, valid_vocab=297),
+    pytest.param(dict(student_softcap=2.0, student_temperature=0.7, valid_vocab=297), marks=slow),
+    pytest.param(dict(kind='reverse_kl', valid_vocab=297), marks=slow),
+    pytest.param(dict(entry_clip_min=0.001, entry_clip_max=0.05, valid_vocab=297), marks=slow),
+  ],
+  ids=['jsd', 'forward KL', 'reverse KL', 'bounds'],
+)
 def test_equals_the_definition_in_float64(settings, calls):
   # Three tiles of the vocabulary over two cores, and a second chunk that reaches back into the first.
   spec = DivergenceSpec(**settings)
-  arguments = make_inputs(3, 2, 21, 384, valid=spec.valid_vocab)
-  weights = np.random.default_rng(0).uniform(0.1, 1, (2, 21)).astype(np.float32)
-  with chunks_of(32):
+  arguments = make_inputs(3, 2, 9, 384, valid=spec.valid_vocab)
+  weights = np.random.default_rng(0).uniform(0.1, 1, (2, 9)).astype(np.float32)
+  with chunks_of(16):
     # Told up to a factor.
     actual = fast(arguments, spec, weights, 3 * weights)
-  assert calls == [32]
+  assert calls == [16]
   expected = exact(arguments, spec, weights)
   assert_close(actual, (expected[0], expected[1][:2]))
 
 
+@slow
 @pytest.mark.parametrize('told', [True, False])
 def test_other_weights_than_told_and_none_are_right(told, calls):
   spec = DivergenceSpec(kind='jsd')
@@ -86,6 +91,7 @@ def test_other_weights_than_told_and_none_are_right(told, calls):
   assert_close(actual, (expected[0], expected[1][:2]))
 
 
+@slow
 def test_a_frozen_head(calls):
   spec = DivergenceSpec(kind='jsd', beta=0.3, student_temperature=0.7)
   arguments = make_inputs(5, 1, 23, 256)
@@ -97,6 +103,7 @@ def test_a_frozen_head(calls):
   assert_close(actual, (expected[0], expected[1][:1]))
 
 
+@slow
 def test_logits_of_hundreds(calls):
   # Most peaks vanish, gaps do not, and no exponential overflows.
   spec = DivergenceSpec(kind='reverse_kl')
@@ -109,13 +116,14 @@ def test_logits_of_hundreds(calls):
   assert_close(actual, (expected[0], expected[1][:2]), size=600)
 
 
+@slow
 @pytest.mark.parametrize('columns', [32, 1])
 def test_bfloat16_errs_in_proportion_where_models_hardly_differ(columns, calls):
   spec = DivergenceSpec()
   hidden, head, _, _, targets = make_inputs(7, 1, 64, 256, width=32)
   hidden, head = (jnp.asarray(x, jnp.bfloat16) for x in (hidden, 0.3 * head))
   # One step of the type in some columns of the head.
-  nearby = jnp.asarray(head.astype(jnp.float32) * (1 + 2**-7 * (np.arange(32) < columns)), jnp.bfloat16)
+  nearby = jnp.asarray(head.astype(jnp.float32) * (1 + 2**-7 * (np.arange(32) < columns))[None], jnp.bfloat16)
   arguments = hidden, head, hidden, nearby, targets
   ones = np.ones((1, 64), np.float32)
   with chunks_of(16):
@@ -134,8 +142,11 @@ def test_a_narrow_sum_is_rounded_once():
     tpu_speed_gradient._accumulate(before, after, part, number == 0)
     before = [x.copy() for x in after]
   right = parts.sum(0, dtype=np.float64)
-  # A bfloat16 is off by half of its last place, of 2**-8, at most: rounded 64 times it were further.
-  assert np.all(np.abs(np.float64(after[0]) - right) <= 1.02 * 2**-9 * np.abs(right) + 2**-12)
+  # Half of a bfloat16's last place, and 64 times half of the further digits' in the largest sum.
+  error = np.abs(np.float64(after[0]) - right)
+  largest = np.abs(np.cumsum(parts, 0)).max(0)
+  assert np.all(error <= 2**-8 * np.abs(right) + 64 * 2**-17 * largest)
+  assert error.mean() < 1.1 * np.abs(np.float64(jnp.asarray(right, jnp.bfloat16)) - right).mean()
 
 
 @pytest.mark.parametrize(
