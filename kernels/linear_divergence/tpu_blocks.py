@@ -151,7 +151,7 @@ def tile_logits(
     (hidden_refs[0], head_refs[0], logit_refs[0], spec.student_temperature, spec.student_softcap),
     (hidden_refs[1], head_refs[-1], logit_refs[1], spec.teacher_temperature, spec.teacher_softcap),
   ):
-    x = logits(hidden[...], head[...], temperature, softcap)[0]
+    x = logits(hidden[...], head[...].astype(hidden.dtype), temperature, softcap)[0]
     out[...] = existing_logits(blocks, x, step, end)
 
 

@@ -37,14 +37,19 @@ def level(spec: DivergenceSpec, reverse_kl: jax.Array) -> jax.Array:
 
 def slope(spec: DivergenceSpec, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
   """g of a tile, up to a multiple of q that the level has as well."""
+  return slope_at(spec, jnp.exp(log_p), jnp.exp(log_q), log_q - log_p)
+
+
+def slope_at(spec: DivergenceSpec, p: jax.Array, q: jax.Array, gap: jax.Array) -> jax.Array:
+  """`slope` from probabilities and gap = log(q / p)."""
   if not linear(spec):
-    return clipped(spec, log_p, log_q)[1]
+    return clipped_at(spec, p, q, gap)[1]
   forward, reverse = shares(spec)
   result = 0.0
   if forward:
-    result -= forward * jnp.exp(log_p)
+    result -= forward * p
   if reverse:
-    result += reverse * (jnp.exp(log_q) * (log_q - log_p))
+    result += reverse * (q * gap)
   return result
 
 
@@ -52,7 +57,14 @@ def clipped(
   spec: DivergenceSpec, log_p: jax.Array, log_q: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """Entries of a tile between their bounds, g, and 1 where a bound changed the entry."""
-  value, g = _entry(spec, log_p, log_q)
+  return clipped_at(spec, jnp.exp(log_p), jnp.exp(log_q), log_q - log_p)
+
+
+def clipped_at(
+  spec: DivergenceSpec, p: jax.Array, q: jax.Array, gap: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """`clipped` from probabilities and gap = log(q / p)."""
+  value, g = _entry(spec, p, q, gap)
   if not clips(spec):
     return value, g, None
   low, high = spec.entry_clip_min, spec.entry_clip_max
@@ -65,10 +77,9 @@ def clipped(
   return bounded, jnp.where(changed, 0.0, g), jnp.where(changed, 1.0, 0.0)
 
 
-def _entry(spec: DivergenceSpec, log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
-  p, q = jnp.exp(log_p), jnp.exp(log_q)
+def _entry(spec: DivergenceSpec, p: jax.Array, q: jax.Array, gap: jax.Array) -> tuple[jax.Array, jax.Array]:
   if spec.kind != 'jsd':
-    (forward, reverse), gap = shares(spec), log_q - log_p
+    forward, reverse = shares(spec)
     value, g = 0.0, 0.0
     if forward:
       value, g = value - forward * (p * gap), g - forward * p
@@ -76,7 +87,7 @@ def _entry(spec: DivergenceSpec, log_p: jax.Array, log_q: jax.Array) -> tuple[ja
       value, g = value + reverse * (q * gap), g + reverse * (q * gap + q)
     return value, g
   # With the mixture m: log (m / p), from the ratio alone, so that equal entries give 0.
-  gap = jnp.minimum(log_q - log_p, _FAR)
+  gap = jnp.minimum(gap, _FAR)
   above = jnp.log(spec.beta + (1 - spec.beta) * jnp.exp(gap))
   g = (1 - spec.beta) * (q * (gap - above))
   return g - spec.beta * (p * above), g

@@ -283,7 +283,8 @@ def divergence(
     gradients: 0 for the hidden states, 1 for the head.
     head: type of the heads.
     cached: whether the top-k is all that is known of the teacher.
-    **keywords: of `linear_divergence`, or of `linear_divergence_from_top_k`.
+    **keywords: of `linear_divergence`, or of `linear_divergence_from_top_k`; with mode `speed`, the mean is
+      weighted and the weights are given.
   """
   import jax.numpy as jnp
 
@@ -292,8 +293,14 @@ def divergence(
   compared = api.DivergenceSpec(**(spec or {}))
   call = api.linear_divergence_from_top_k if cached else api.linear_divergence
 
+  keywords.setdefault('implementation', 'tpu')
+  weighted = keywords.get('mode') == 'speed'
+
   def loss(*arrays):
-    keywords.setdefault('implementation', 'tpu')
+    if weighted:
+      *arrays, weights = arrays
+      result = call(*arrays, compared, weights=weights, **keywords)
+      return (result.loss * weights).sum() / weights.sum(), result
     result = call(*arrays, compared, **keywords)
     return result.loss.mean(), result
 
@@ -301,7 +308,8 @@ def divergence(
   heads = jax.ShapeDtypeStruct((vocab, width), head)
   lists = [jax.ShapeDtypeStruct((1, tokens, compared.k), dtype) for dtype in (jnp.int32, jnp.float32)]
   teacher = (api.TeacherTopK(*lists),) if cached else (hidden, heads)
-  shapes = (hidden, heads, *teacher, jax.ShapeDtypeStruct((1, tokens), jnp.int32))
+  weights = (jax.ShapeDtypeStruct((1, tokens), jnp.float32),) if weighted else ()
+  shapes = (hidden, heads, *teacher, jax.ShapeDtypeStruct((1, tokens), jnp.int32), *weights)
   step = jax.value_and_grad(loss, tuple(gradients), has_aux=True) if gradients else loss
   with tempfile.TemporaryDirectory(dir='/dev/shm' if os.path.isdir('/dev/shm') else None) as folder:
     prepare(folder)
