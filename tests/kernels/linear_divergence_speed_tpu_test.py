@@ -43,7 +43,7 @@ def fast(arguments, spec, weights, given=None, frozen=False):
 
   def loss(*floats):
     arrays = *floats, *arguments[len(floats) :]
-    result = tpu.linear_divergence(*arrays, spec, chunk_tokens=1, mode='speed', weights=given)
+    result = tpu.linear_divergence(*arrays, spec, mode='speed', weights=given)
     return (result.loss * weights).sum(), result
 
   step = jax.jit(jax.value_and_grad(loss, (0,) if frozen else (0, 1), has_aux=True))
