@@ -188,6 +188,16 @@ def test_any_shape_and_mask(case, frozen, seed):
 
 # --- The teacher itself.
 
+IMPLEMENTATIONS_AND_TAILS = pytest.mark.parametrize(
+  'implementation, tail',
+  [
+    ('chunked', 'renormalise'),
+    ('chunked', 'bucket'),
+    pytest.param('tpu', 'renormalise', marks=pytest.mark.slow),
+    ('tpu', 'bucket'),
+  ],
+)
+
 
 def test_equals_the_teacher_itself():
   spec = DivergenceSpec(kind='jsd', support='teacher_topk', k=5, tail='bucket', teacher_softcap=3.0)
@@ -203,8 +213,7 @@ def test_equals_the_teacher_itself():
     np.testing.assert_allclose(left, right, atol=2e-6, rtol=2e-6)
 
 
-@pytest.mark.parametrize('implementation', ['chunked', 'tpu'])
-@pytest.mark.parametrize('tail', ['renormalise', 'bucket'])
+@IMPLEMENTATIONS_AND_TAILS
 def test_positions_without_weight_may_hold_anything(tail, implementation):
   spec = DivergenceSpec(support='teacher_topk', k=5, tail=tail)
   arrays, targets = make(3, time=5)
@@ -220,7 +229,9 @@ def test_positions_without_weight_may_hold_anything(tail, implementation):
   assert not np.any(actual[0][:, 2:])
 
 
-@pytest.mark.parametrize('places', [(0, 1), (0,)], ids=['both', 'frozen head'])
+@pytest.mark.parametrize(
+  'places', [pytest.param((0, 1), marks=pytest.mark.slow), (0,)], ids=['both', 'frozen head']
+)
 def test_narrow_gradients_of_models_that_hardly_differ(places):
   # A mean of the head's rows and the rows of the support cancel; their rounding must not be what is left.
   spec = DivergenceSpec(support='teacher_topk', k=9, tail='bucket')
@@ -295,8 +306,7 @@ def test_a_renormalised_support_takes_no_product_over_the_vocabulary():
 # --- Devices.
 
 
-@pytest.mark.parametrize('tail', ['renormalise', 'bucket'])
-@pytest.mark.parametrize('implementation', ['chunked', 'tpu'])
+@IMPLEMENTATIONS_AND_TAILS
 def test_sharded_equals_unsharded(implementation, tail):
   mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
   spec = DivergenceSpec(kind='jsd', support='teacher_topk', k=5, tail=tail, valid_vocab=290)
