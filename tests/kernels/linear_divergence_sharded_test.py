@@ -214,7 +214,7 @@ def test_ties_within_and_across_devices_go_to_the_lowest_ids():
   def merge(lists):
     part = tpu_merge.part(spec, SHARED, here)
     side = tpu_forward.Side(*[jnp.ones((rows, 1))] * 6)
-    own = tpu_forward.First(side, side, tpu_top_k.TopK(*lists), None, None)
+    own = tpu_forward.First(side, side, tpu_top_k.TopK(*lists), None, None, None)
     return jnp.stack(tpu_merge.first_pass(spec, part, own).top)
 
   with jax.set_mesh(mesh_of(1, 1, 4)):
