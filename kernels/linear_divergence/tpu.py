@@ -3,8 +3,9 @@
 Three kernels: one pass over vocabulary tiles for all statistics (`tpu_forward`), a second for losses
 whose entries need both normalisers (`tpu_second`), and d loss / d logits a tile at a time
 (`tpu_backward`). Where the head is not differentiated, the first two give the gradient of the hidden
-states on the way and the third is not needed. What is left is arithmetic on [N] and [N, k] numbers,
-which is here and the reference's own.
+states on the way and the third is not needed. A renormalised top-k without statistics needs the logits
+of one model (`tpu_rank`) and a few columns of the other's head (`tpu_columns`), which also have its
+gradients. What is left is arithmetic on [N] and [N, k] numbers, which is here and the reference's own.
 """
 
 import functools
