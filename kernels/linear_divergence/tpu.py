@@ -4,8 +4,9 @@ Three kernels: one pass over vocabulary tiles for all statistics (`tpu_forward`)
 whose entries need both normalisers (`tpu_second`), and d loss / d logits a tile at a time
 (`tpu_backward`). Where the head is not differentiated, the first two give the gradient of the hidden
 states on the way and the third is not needed. A renormalised top-k without statistics needs none of
-them, but the logits of the model that ranks (`tpu_rank`). What is left is arithmetic on [N] and [N, k]
-numbers (`tpu_results`), and what devices that share a vocabulary tell one another (`tpu_merge`).
+them, but the logits of the model that ranks (`tpu_rank`) and a few columns of the other's head
+(`tpu_columns`). What is left is arithmetic on [N] and [N, k] numbers (`tpu_results`), and what devices
+that share a vocabulary tell one another (`tpu_merge`).
 """
 
 import dataclasses

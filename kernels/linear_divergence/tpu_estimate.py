@@ -8,7 +8,8 @@ cycles in the scheduled program. A Pallas kernel has none, so that its final ins
 replayed: a bundle takes a cycle, or as long as a matrix unit that it needs is busy. What the replay
 does not know is waiting for memory outside VMEM; a branch without matrix instructions (the first or
 the last step of a sum) is not taken. Of loops whose length depends on data, those in a kernel count
-once (a top-k's turns), others not at all (a second look at rows without a certificate).
+once (a scatter's turns), others not at all (a second look at rows without a certificate). XLA's gathers
+of rows and sorts have no estimate and count nothing.
 """
 
 import dataclasses
