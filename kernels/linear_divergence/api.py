@@ -72,8 +72,9 @@ def linear_divergence(
     spec: what to compare.
     chunk_tokens: logits held at once, in positions over the whole batch: `chunk_tokens`·V numbers of
       each model at most, or those of 128 entries or one time step. `chunked` alone needs to know.
-    mode: of `chunked`. `memory` computes logits again for the gradients and holds less than
-      `chunk_tokens` allows; `speed` holds that many and makes the gradients at once.
+    mode: `memory` computes logits again for the gradients and holds less than `chunk_tokens` allows;
+      `speed` holds that many and makes the gradients at once. `tpu` holds a tenth of all logits' memory
+      then, where that is enough to be faster, and without `weights` does so for a frozen head alone.
     weights: [B, T], what the losses will be multiplied by, up to one factor: with `speed` the head's
       gradient is then made at once too. It is right with any weights, or none, and slower.
     statistics: False leaves out all results that the loss does not need: they are None.

@@ -86,7 +86,11 @@ def add(
       in_specs=[whole(lane_rows.shape[1]), logits, logits, maxima, whole(depth)]
       + [by_vocab] * (1 + len(totals)),
       out_specs=[pl.BlockSpec(memory_space=pl.ANY)] + [by_vocab] * len(totals),
-      scratch_shapes=[pltpu.VMEM(hidden.shape, jnp.float32), pltpu.VMEM(blocks.tile, hidden.dtype)],
+      scratch_shapes=[
+        pltpu.VMEM(hidden.shape, jnp.float32),
+        pltpu.VMEM(blocks.tile, hidden.dtype),
+        pltpu.SemaphoreType.DMA,
+      ],
     ),
     # Counted with the scalar.
     input_output_aliases={7 + number: 1 + number for number in range(len(totals))},
@@ -111,8 +115,8 @@ def _blocks(spec, stored, hidden, head, totals) -> lib.Blocks:
 def _kernel(spec, blocks, steps: int, parts: int, refs, summed: int) -> None:
   """Grid axis 0 runs over cores, axis 1 over a core's blocks of the vocabulary."""
   first_ref, rows_ref, peak_ref, gap_ref, maxima_ref, hidden_ref, head_ref, *refs = refs
-  before, out_ref, after = refs[:summed], refs[summed], refs[summed + 1 : -2]
-  sum_ref, level_ref = refs[-2:]
+  before, out_ref, after = refs[:summed], refs[summed], refs[summed + 1 : -3]
+  sum_ref, level_ref, semaphore = refs[-3:]
   core, step = pl.program_id(0), pl.program_id(1)
   block = core * steps + step
 
@@ -135,7 +139,9 @@ def _kernel(spec, blocks, steps: int, parts: int, refs, summed: int) -> None:
 
   @pl.when(step == steps - 1)
   def _():
-    pltpu.sync_copy(sum_ref, out_ref.at[core])
+    copy = pltpu.make_async_copy(sum_ref, out_ref.at[core], semaphore)
+    copy.start()
+    copy.wait()
 
 
 def _parts(size: int) -> list[slice]:

@@ -33,13 +33,14 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kernels.linear_divergence import tpu_blocks
+from kernels.linear_divergence import tpu_blocks, tpu_speed
 from kernels.linear_divergence.api import (
   DivergenceSpec, TeacherTopK, linear_divergence, linear_divergence_from_top_k)
 
 topology, cases = sys.argv[1], json.loads(sys.argv[2])
 if sys.argv[3:] == ['quick']:
   tpu_blocks.ROW_MAJOR, tpu_blocks.VOCAB_MAJOR = (((256, 128),),) * 2
+  tpu_speed._CHUNKS = tpu_speed._CHUNKS_FROZEN = (256,)
 shape = topology.split(':')[1]
 chips = {'1x1': (1, 1, 1), '1x1x1': (1, 1, 1), '2x2': (2, 2, 1), '2x2x1': (2, 2, 1)}[shape]
 devices = topologies.get_topology_desc(
@@ -56,12 +57,16 @@ def shaped(shape, dtype, *axes):
 
 
 def compiled(settings, batch, time, width, vocab, head='bfloat16', hidden='bfloat16', gradients=(0, 1),
-             cached=False, statistics=True):
+             cached=False, statistics=True, mode='memory'):
   def loss(*arrays):
-    call = linear_divergence_from_top_k if cached else linear_divergence
     keywords = dict(batch_axes=('data',), vocab_axes=('tensor',), statistics=statistics)
+    call, weights = linear_divergence, (arrays[-1] > 0).astype('float32')
+    keywords |= dict(mode=mode, weights=weights)
+    if cached:
+      call = linear_divergence_from_top_k
+      del keywords['mode'], keywords['weights']
     result = call(*arrays, DivergenceSpec(**settings), implementation='tpu', **keywords)
-    return result.loss.mean(), result
+    return (result.loss * weights).sum(), result
 
   states = shaped((batch, time, width), hidden, 'data')
   heads = shaped((vocab, width), head, 'tensor' if len(devices) > 1 else None)
@@ -169,6 +174,29 @@ def test_compiles_without_memory_for_logits(topology, cases):
   named = [named_case(name, sized(SPECS[name], 512, gradients=gradients)) for name, gradients in cases]
   named.append(('student top-64', sized(SPECS['student top-64'], 512, statistics=False)))
   check(topology, named, 'quick')
+
+
+def check_speed(topology, cases, *flags):
+  """Compiles cases with stored logits, which take a tenth of what both models' would."""
+  for case, result in zip(cases, compile_for(topology, cases, *flags), strict=True):
+    frozen, linear = case.get('gradients') == [0], 'kind' not in case['settings']
+    # Store, sums where a loss needs them, gradients; for the head a factor and the way without.
+    assert result['kernels'] == 2 + (not linear) + 2 * (not frozen)
+    assert result['temp'] < 0.1 * 2 * 4 * case['batch'] * case['time'] * case['vocab']
+
+
+def test_stored_logits_compile_within_a_tenth_of_their_memory():
+  # The chunks are small here, and the sum of the head's gradient has the memory.
+  case = dict(settings=SPECS['jsd'], batch=4, time=513, width=512, vocab=VOCAB, mode='speed')
+  check_speed('v5e:1x1', [case], 'quick')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology', ['v5e:1x1', 'v5p:1x1x1', 'v6e:1x1'])
+def test_stored_logits_compile_at_production_size(topology):
+  case = dict(settings={}, batch=1, time=8192, width=2048, vocab=VOCAB, mode='speed')
+  softcap = dict(kind='reverse_kl', student_softcap=30.0)
+  check_speed(topology, [case, case | dict(settings=softcap, time=16_384, gradients=[0])])
 
 
 @pytest.mark.slow
