@@ -55,15 +55,19 @@ device_description_str: "NVIDIA H200"
 
 PROGRAM = """
 import json
+import os
 import sys
 
 import jax
 from jax._src import xla_bridge
 from jax.experimental import topologies
+from jax.experimental.pallas import mosaic_gpu
 
 from kernels.linear_divergence.api import DivergenceSpec, linear_divergence
 
 folder, device, settings, gradients, sizes = sys.argv[1], *map(json.loads, sys.argv[2:])
+# Which names a toolkit of its own choice when it is imported.
+os.environ['MOSAIC_GPU_CUDA_ROOT'] = os.environ.get('CUDA_TOOLKIT', os.environ['MOSAIC_GPU_CUDA_ROOT'])
 xla_bridge.register_plugin('cuda', library_path=folder + '/jax_plugins/xla_cuda13/xla_cuda_plugin.so')
 topology = topologies.get_topology_desc(
   platform='cuda', topology_name='h200', target_config=device, topology='1x1x1')
@@ -111,7 +115,7 @@ def test_compiles_without_spills_and_without_logits(name, tmp_path):
   )
   toolkit = pathlib.Path(FOLDER, 'nvidia', 'cu13')
   if toolkit.is_dir():
-    environment |= dict(PATH=f'{toolkit / "bin"}:{os.environ["PATH"]}')
+    environment |= dict(CUDA_TOOLKIT=str(toolkit), PATH=f'{toolkit / "bin"}:{os.environ["PATH"]}')
     environment |= dict(XLA_FLAGS=f'--xla_gpu_cuda_data_dir={toolkit}')
   texts = [json.dumps(x) for x in (H200, settings, gradients, (T, D, V))]
   done = subprocess.run(
