@@ -51,12 +51,12 @@ test: .venv/.test ## the fast tests
 test-all: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/libtpu/libtpu/libtpu.so)
 test-all: .venv/.test .venv/.tpu-compile ## all tests, and the kernels compiled for TPUs and GPUs
 	$(PYTEST) $(ARGS)
-	$(if $(GPU_FOUND),$(MAKE) test-gpu-kernels,@echo 'The GPU kernels are not tested: no Python 3.12 or 3.13.')
+	$(if $(GPU_FOUND),$(MAKE) test-gpu-kernels ARGS=,@echo 'The GPU kernels are not tested: no Python 3.12 or 3.13.')
 
 test-gpu-kernels: export CUDA_PLUGIN_PATH := $(or $(CUDA_PLUGIN_PATH),$(CURDIR)/.venv/cuda)
 test-gpu-kernels: .venv/.gpu-kernels ## the GPU kernels, simulated and compiled; needs Python 3.12 or 3.13
 	$(GPU_PY) -m pytest -n $(WORKERS) tests/kernels/linear_divergence_gpu_test.py \
-	  tests/kernels/gpu_compile_test.py $(GPU_ARGS)
+	  tests/kernels/gpu_compile_test.py $(ARGS)
 
 test-reference: .venv/.reference ## the tests against PyTorch code, installed first (1 GB or more)
 	$(PY) -m pytest -m reference $(ARGS)

@@ -596,7 +596,7 @@ def test_shape_errors(position, replacement, words):
 @pytest.mark.parametrize(
   'keywords, words',
   [
-    (dict(implementation='fused'), ['implementation', "'fused'", 'chunked, reference']),
+    (dict(implementation='fused'), ['implementation', "'fused'", 'chunked, gpu, reference']),
     (dict(implementation=()), ['implementation', 'empty']),
     (dict(implementation=('tpu', 'fast')), ['implementation', "'fast'"]),
     (dict(implementation=('tpu',)), ["'tpu'", 'lacks', 'union']),
