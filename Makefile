@@ -12,11 +12,17 @@ PY := .venv/bin/python
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 PYTHONS := python3.11 python3.12 python3.13 python3
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# The GPU kernels' interpreter came with a jax that needs Python 3.12; their tests have an environment of their own.
+GPU_PY := .venv/gpu/bin/python
+GPU_PYTHONS := .venv/bin/python python3.12 python3.13 python3
+GPU_RANGE := import sys; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13))
+GPU_FOUND = $(firstword $(foreach p,$(if $(PYTHON),"$(PYTHON)") $(GPU_PYTHONS),\
+  $(if $(shell $(p) -c '$(GPU_RANGE)' 2>/dev/null && echo yes),$(p))))
 RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 # Tests run on the CPU unless told otherwise. The other targets leave the choice to JAX and to you.
-test test-all test-reference: export JAX_PLATFORMS := $(or $(JAX_PLATFORMS),cpu)
+test test-all test-reference test-gpu-kernels: export JAX_PLATFORMS := $(or $(JAX_PLATFORMS),cpu)
 
 help: ## this list
 	@echo 'make TARGET [ARGS="..."]    runs on a CPU; the first call installs into .venv (minutes)'
@@ -40,6 +46,9 @@ bench-tpu: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/l
 bench-tpu: .venv/.base .venv/.tpu-compile ## estimate the divergence's time on TPUs, into runs/bench-tpu
 	$(PY) -m kernels.linear_divergence.tpu_table --out=runs/bench-tpu/results.json $(ARGS)
 
+bench-gpu: .venv/.base .venv/.gpu-peers ## time the divergence on a GPU beside PyTorch's, into runs/bench-gpu
+	$(PY) -m kernels.linear_divergence.bench_gpu --out=runs/bench-gpu/results.json $(ARGS)
+
 bench-grading: .venv/.base ## time the grading of mathematics, into runs/bench-grading
 	$(PY) -m experiments.bench_grading --workdir=runs/bench-grading $(ARGS)
 
@@ -47,8 +56,14 @@ test: .venv/.test ## the fast tests
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/libtpu/libtpu/libtpu.so)
-test-all: .venv/.test .venv/.tpu-compile ## all tests, and the kernels compiled for TPUs
+test-all: .venv/.test .venv/.tpu-compile ## all tests, and the kernels compiled for TPUs and GPUs
 	$(PYTEST) $(ARGS)
+	$(if $(GPU_FOUND),$(MAKE) test-gpu-kernels ARGS=,@echo 'The GPU kernels are not tested: no Python 3.12 or 3.13.')
+
+test-gpu-kernels: export CUDA_PLUGIN_PATH := $(or $(CUDA_PLUGIN_PATH),$(CURDIR)/.venv/cuda)
+test-gpu-kernels: .venv/.gpu-kernels ## the GPU kernels, simulated and compiled; needs Python 3.12 or 3.13
+	$(GPU_PY) -m pytest -n $(WORKERS) tests/kernels/linear_divergence_gpu_test.py \
+	  tests/kernels/gpu_compile_test.py $(ARGS)
 
 test-reference: .venv/.reference ## the tests against PyTorch code, installed first (1 GB or more)
 	$(PY) -m pytest -m reference $(ARGS)
@@ -80,6 +95,27 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	$(PIP) --target .venv/libtpu -r requirements/tpu-compile.txt
 	@touch $@
 
+.venv/.gpu-kernels: .venv/.created requirements.txt requirements/test.txt requirements/gpu-compile.txt
+	@if [ -z '$(GPU_FOUND)' ]; then \
+	  echo 'No Python 3.12 or 3.13 here, which the GPU kernels need: tried $(GPU_PYTHONS).' >&2; \
+	  echo 'Install one, or name it: make test-gpu-kernels PYTHON=/path/to/python3.12' >&2; \
+	  exit 1; \
+	fi
+	@echo 'Installing into .venv/gpu, and the compiler for GPUs into .venv/cuda (500 MB) ...'
+	$(GPU_FOUND) -m venv --clear .venv/gpu
+	$(GPU_PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements/test.txt
+	rm -rf .venv/cuda
+	@version=$$($(GPU_PY) -c 'import jaxlib; print(jaxlib.__version__)') && \
+	$(GPU_PY) -m pip install --quiet --disable-pip-version-check --target .venv/cuda --no-deps \
+	  -r requirements/gpu-compile.txt "jax-cuda13-plugin==$$version" "jax-cuda13-pjrt==$$version"
+	@touch $@
+
+.venv/.gpu-peers: .venv/.created requirements/gpu-peers.txt
+	@echo 'Installing PyTorch and Liger into .venv/gpu-peers ...'
+	$(PY) -m venv --clear .venv/gpu-peers
+	.venv/gpu-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/gpu-peers.txt
+	@touch $@
+
 .venv/.reference: .venv/.test requirements/reference.txt
 	@echo 'Installing PyTorch and others into .venv ...'
 	@$(PIP) --retries 1 --index-url $(TORCH_CPU) torch || echo 'Going on with the default build.'
@@ -109,4 +145,5 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help quickstart quickstart-seeds bench bench-kernel bench-tpu bench-grading test test-all test-reference lint check clean
+.PHONY: help quickstart quickstart-seeds bench bench-kernel bench-tpu bench-gpu bench-grading test test-all \
+  test-gpu-kernels test-reference lint check clean

@@ -36,6 +36,9 @@ def unsupported(spec: DivergenceSpec, *arrays: jax.Array) -> str | None:
     lack = _lacks_array(spec, array)
     if lack is not None:
       return lack
+  capability = getattr(jax.devices()[0], 'compute_capability', None)
+  if capability is not None and not capability.startswith('9.'):
+    return f'compute capability {capability}; use a Hopper GPU (9.0)'
   return None
 
 

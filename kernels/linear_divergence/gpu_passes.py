@@ -68,7 +68,12 @@ def statistics(config: Config, spec: DivergenceSpec, vocab: int, models, targets
   def add(tile, refs, logits, carried):
     sides = Side(*carried[: len(_EMPTY)]), Side(*carried[len(_EMPTY) :])
     target = tile.load(refs[0], 0) - tile.start
-    parts = [(part, lib.shaped(spec, raw)) for part, raw in tile.parts(config.part, logits)]
+    # Behind a barrier: a compiler may join a temperature's product and a difference to the maximum into
+    # one rounding, and then the maximum's own difference is not 0.
+    parts = [
+      (part, jax.lax.optimization_barrier(lib.shaped(spec, raw)))
+      for part, raw in tile.parts(config.part, logits)
+    ]
     student, teacher = _grown(tile, parts, sides, target)
     return [*student, *teacher]
 

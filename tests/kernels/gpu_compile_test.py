@@ -55,37 +55,48 @@ device_description_str: "NVIDIA H200"
 
 PROGRAM = """
 import json
+import os
 import sys
 
 import jax
+import numpy as np
 from jax._src import xla_bridge
 from jax.experimental import topologies
+from jax.experimental.pallas import mosaic_gpu
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernels.linear_divergence.api import DivergenceSpec, linear_divergence
 
-folder, device, settings, gradients, sizes = sys.argv[1], *map(json.loads, sys.argv[2:])
+folder, device, settings, gradients, sizes, count = sys.argv[1], *map(json.loads, sys.argv[2:])
+# Which names a toolkit of its own choice when it is imported.
+os.environ['MOSAIC_GPU_CUDA_ROOT'] = os.environ.get('CUDA_TOOLKIT', os.environ['MOSAIC_GPU_CUDA_ROOT'])
 xla_bridge.register_plugin('cuda', library_path=folder + '/jax_plugins/xla_cuda13/xla_cuda_plugin.so')
 topology = topologies.get_topology_desc(
-  platform='cuda', topology_name='h200', target_config=device, topology='1x1x1')
-sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
-shaped = lambda shape, dtype='bfloat16': jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+  platform='cuda', topology_name='h200', target_config=device, topology=f'1x1x{count}')
+mesh = Mesh(np.array(topology.devices), ('data',), axis_types=(AxisType.Auto,))
 time, width, vocab = sizes
 
 
+def shaped(shape, dtype='bfloat16', *axes):
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+
 def loss(*arrays):
-  result = linear_divergence(*arrays, DivergenceSpec(**settings), implementation='gpu')
+  result = linear_divergence(*arrays, DivergenceSpec(**settings), implementation='gpu', batch_axes=('data',))
   return result.loss.mean(), result
 
 
-pair = shaped((1, time, width)), shaped((vocab, width))
-step = jax.jit(jax.value_and_grad(loss, tuple(gradients), has_aux=True))
-program = step.lower(*pair, *pair, shaped((1, time), 'int32')).compile()
+pair = shaped((count, time, width), 'bfloat16', 'data'), shaped((vocab, width))
+with jax.set_mesh(mesh):
+  step = jax.jit(jax.value_and_grad(loss, tuple(gradients), has_aux=True))
+  program = step.lower(*pair, *pair, shaped((count, time), 'int32', 'data')).compile()
 print('RESULTS', json.dumps(dict(temp=program.memory_analysis().temp_size_in_bytes,
                                  kernels=program.as_text().count('"mosaic_gpu'))))
 """
 
 CASES = {
   'forward KL': (dict(), [0, 1], 2),
+  'forward KL, two devices': (dict(), [0, 1], 2),
   'JSD, masked tile, soft-caps': (
     dict(kind='jsd', valid_vocab=151_669, student_softcap=30.0, teacher_softcap=30.0),
     [0, 1],
@@ -111,9 +122,9 @@ def test_compiles_without_spills_and_without_logits(name, tmp_path):
   )
   toolkit = pathlib.Path(FOLDER, 'nvidia', 'cu13')
   if toolkit.is_dir():
-    environment |= dict(PATH=f'{toolkit / "bin"}:{os.environ["PATH"]}')
+    environment |= dict(CUDA_TOOLKIT=str(toolkit), PATH=f'{toolkit / "bin"}:{os.environ["PATH"]}')
     environment |= dict(XLA_FLAGS=f'--xla_gpu_cuda_data_dir={toolkit}')
-  texts = [json.dumps(x) for x in (H200, settings, gradients, (T, D, V))]
+  texts = [json.dumps(x) for x in (H200, settings, gradients, (T, D, V), 1 + ('two devices' in name))]
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM, FOLDER, *texts],
     cwd=REPOSITORY,

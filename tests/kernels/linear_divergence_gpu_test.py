@@ -5,6 +5,7 @@ of XLA's pool, which holds enough of them because of the eight devices that conf
 """
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -248,3 +249,6 @@ def test_it_serves_those_who_ask_for_it_by_name(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   name, why = api.choose(spec, *arrays)
   assert name == 'chunked' and 'gpu lacks a measurement' in why and "implementation='gpu'" in why
+  monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(compute_capability='8.0')])
+  (alone,) = api.explain(spec, *arrays, implementation='gpu')
+  assert '8.0' in alone.lacks and 'Hopper' in alone.lacks
