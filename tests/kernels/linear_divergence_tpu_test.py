@@ -52,6 +52,8 @@ def blocks_of(rows, vocab):
   with pytest.MonkeyPatch.context() as patch:
     # Two blocks in a step of the backward pass's outer loop, of which small arrays have several.
     patch.setattr(tpu_backward, 'VOCAB_TILE', 2 * vocab)
+    # Bins are filled half a block at a time.
+    patch.setattr(tpu_bins, '_ROWS', rows // 2)
     patch.setattr(tpu_blocks, 'ROW_MAJOR', ((rows, vocab),))
     patch.setattr(tpu_blocks, 'VOCAB_MAJOR', ((rows, vocab),))
     yield
