@@ -22,7 +22,7 @@ from kernels.linear_divergence.api import (
   linear_divergence_from_top_k,
 )
 from tests.kernels import oracle, pairwise
-from tests.kernels.linear_divergence_tpu_test import blocks_of, simulated
+from tests.kernels.simulated import blocks_of, simulated
 
 PROPERTY = settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
 # What a top-k does not say.

@@ -17,8 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from kernels.linear_divergence import tpu_blocks, tpu_forward, tpu_merge, tpu_top_k
 from kernels.linear_divergence.api import DivergenceSpec, linear_divergence
 from tests.kernels import linear_divergence_cover_test as cover
-from tests.kernels import linear_divergence_tpu_test as whole
 from tests.kernels import oracle, pairwise
+from tests.kernels import simulated as whole
 
 AXES = ('data', 'fsdp', 'tensor')
 SHARED = ('tensor',)
@@ -108,12 +108,24 @@ def check_chunked(mesh, spec, wanted=(0, 1), vocab=704, scale=1.5, **settings):
   [
     (OPSD | dict(valid_vocab=650, student_softcap=3.0), (0,), {}),
     (dict(kind='both_kl', beta=0.3, valid_vocab=300), (0,), {}),  # one device has padding alone
-    (dict(kind='jsd', beta=0.3, valid_vocab=650, teacher_softcap=3.0), (0, 1), {}),
+    pytest.param(
+      dict(kind='jsd', beta=0.3, valid_vocab=650, teacher_softcap=3.0), (0, 1), {}, marks=pytest.mark.slow
+    ),
     (dict(kind='jsd', support='union', k=5, tail='bucket', valid_vocab=300), (0,), {}),
     (dict(kind='reverse_kl', support='student_topk', k=5), (1,), dict(statistics=False)),
     # More entries than a device has.
-    (dict(support='teacher_topk', k=200, tail='bucket', entry_clip_min=0.0), (0, 1), {}),
-    (dict(kind='both_kl', beta=0.3, support='sampled', student_temperature=0.7), (0, 1), {}),
+    pytest.param(
+      dict(support='teacher_topk', k=200, tail='bucket', entry_clip_min=0.0),
+      (0, 1),
+      {},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      dict(kind='both_kl', beta=0.3, support='sampled', student_temperature=0.7),
+      (0, 1),
+      {},
+      marks=pytest.mark.slow,
+    ),
     (dict(kind='jsd'), (0, 1), dict(mode='speed')),  # which leaves the heads to XLA
   ],
 )
@@ -159,7 +171,7 @@ def simulated(mesh, arguments, spec, wanted=(0, 1), shared_head=False, **setting
 @pytest.mark.parametrize(
   'sizes, vocab_axes, vocab, settings, wanted',
   [
-    ((2, 1, 4), SHARED, 1200, dict(), (0, 1)),
+    pytest.param((2, 1, 4), SHARED, 1200, dict(), (0, 1), marks=pytest.mark.slow),
     # Two devices have padding alone.
     (
       (1, 2, 4),
@@ -168,12 +180,22 @@ def simulated(mesh, arguments, spec, wanted=(0, 1), shared_head=False, **setting
       dict(kind='reverse_kl', valid_vocab=800, student_softcap=3.0),
       (0,),
     ),
-    ((2, 2, 2), SHARED, 700, dict(kind='both_kl', beta=0.3, valid_vocab=650), (0,)),
+    pytest.param(
+      (2, 2, 2), SHARED, 700, dict(kind='both_kl', beta=0.3, valid_vocab=650), (0,), marks=pytest.mark.slow
+    ),
     ((2, 2, 2), SHARED, 700, OPSD | dict(valid_vocab=340), (0, 1)),
     # More entries than a device has.
-    ((2, 1, 4), SHARED, 320, dict(support='teacher_topk', k=90, tail='bucket', valid_vocab=250), (0, 1)),
+    pytest.param(
+      (2, 1, 4),
+      SHARED,
+      320,
+      dict(support='teacher_topk', k=90, tail='bucket', valid_vocab=250),
+      (0, 1),
+      marks=pytest.mark.slow,
+    ),
     ((1, 1, 4), SHARED, 600, dict(kind='jsd', support='student_topk', k=9), (0,)),
-    ((2, 1, 4), SHARED, 101, dict(kind='reverse_kl'), (0, 1)),  # that no axis divides
+    # That no axis divides.
+    pytest.param((2, 1, 4), SHARED, 101, dict(kind='reverse_kl'), (0, 1), marks=pytest.mark.slow),
   ],
 )
 def test_parts_in_tpu_kernels_are_the_whole(sizes, vocab_axes, vocab, settings, wanted):
@@ -184,7 +206,9 @@ def test_parts_in_tpu_kernels_are_the_whole(sizes, vocab_axes, vocab, settings, 
   whole.assert_close(*simulated(mesh_of(*sizes), arguments, spec, wanted, vocab_axes=vocab_axes))
 
 
-@pytest.mark.parametrize('kind', ['forward_kl', 'reverse_kl', 'jsd'])
+@pytest.mark.parametrize(
+  'kind', ['forward_kl', *(pytest.param(kind, marks=pytest.mark.slow) for kind in ('reverse_kl', 'jsd'))]
+)
 def test_narrow_shares_of_models_that_hardly_differ(kind):
   # The shares' rounding is relative to what tells the models apart, as that of the whole is.
   student, head, _, _, targets = whole.make_inputs(11, 2, 9, 600, width=32, scale=0.3)

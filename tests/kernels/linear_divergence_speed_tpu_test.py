@@ -13,7 +13,7 @@ import pytest
 
 from kernels.linear_divergence import tpu, tpu_speed, tpu_speed_gradient
 from kernels.linear_divergence.api import DivergenceSpec
-from tests.kernels.linear_divergence_tpu_test import assert_close, blocks_of, exact, make_inputs, simulated
+from tests.kernels.simulated import assert_close, blocks_of, exact, make_inputs, simulated
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import pytest
 from kernels.linear_divergence import tpu
 from kernels.linear_divergence.api import Divergence, DivergenceSpec, linear_divergence
 from tests.kernels import oracle
-from tests.kernels.linear_divergence_tpu_test import blocks_of, make_inputs, run
+from tests.kernels.simulated import blocks_of, make_inputs, run
 
 
 @pytest.fixture(autouse=True, scope='module')
