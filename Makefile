@@ -12,7 +12,7 @@ PY := .venv/bin/python
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 PYTHONS := python3.11 python3.12 python3.13 python3
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
-# The GPU kernels' interpreter came with a jax that needs Python 3.12; their tests have an environment of their own.
+# The GPU kernels need jax 0.11, their interpreter 0.12, both of them Python 3.12: an environment of their own.
 GPU_PY := .venv/gpu/bin/python
 GPU_PYTHONS := .venv/bin/python python3.12 python3.13 python3
 GPU_RANGE := import sys; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13))

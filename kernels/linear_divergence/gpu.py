@@ -16,7 +16,7 @@ from kernels.linear_divergence import tpu_entries as entries
 from kernels.linear_divergence.gpu_config import Config
 from kernels.linear_divergence.spec import Divergence, DivergenceSpec
 
-_JAX = (0, 12)  # The first under whose interpreter these kernels run.
+_JAX = (0, 11)  # Before, Mosaic GPU could not lower `concatenate`.
 _EXACT = 2**24  # Ids are kept in float32.
 CONFIG = Config()
 

@@ -67,7 +67,9 @@ class Tile:
 
   def load(self, ref, index: int) -> jax.Array:
     """Row `index` of a reference [n, N], for this tile's rows."""
-    return plgpu.load(ref.at[index, pl.ds(self.rows, self.shape[0])], layout=plgpu.Layout.WGMMA.reduce(1))
+    place = ref.at[index, pl.ds(self.rows, self.shape[0])]
+    # jax 0.11 has optimised loads of shared memory alone; 0.12 makes the same instructions either way.
+    return plgpu.load(place, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
 
 
 def filled(value: float, shape: tuple[int]) -> jax.Array:

@@ -18,8 +18,8 @@ FOLDER = os.environ.get('CUDA_PLUGIN_PATH', '')
 pytestmark = [
   pytest.mark.slow,
   pytest.mark.skipif(
-    not os.path.isdir(FOLDER) or jax.__version_info__ < (0, 12),
-    reason='needs the CUDA plugin of jax >= 0.12 in CUDA_PLUGIN_PATH: make test-gpu-kernels',
+    not os.path.isdir(FOLDER) or jax.__version_info__ < (0, 11),
+    reason='needs the CUDA plugin of jax >= 0.11 in CUDA_PLUGIN_PATH: make test-gpu-kernels',
   ),
 ]
 

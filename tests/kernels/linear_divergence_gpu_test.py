@@ -17,6 +17,7 @@ from kernels.linear_divergence.api import Divergence, DivergenceSpec, linear_div
 from kernels.linear_divergence.gpu_config import Config
 from tests.kernels import oracle
 
+# The kernels compile under jax 0.11 too; its interpreter takes arrivals that nobody awaits for a mistake.
 simulates = pytest.mark.skipif(
   jax.__version_info__ < (0, 12),
   reason=f'needs the interpreter of jax >= 0.12 (Python >= 3.12), here is {jax.__version__}: '
@@ -221,7 +222,7 @@ def test_stretches_fill_the_processors():
   ],
 )
 def test_what_it_lacks_is_named(monkeypatch, settings, words):
-  monkeypatch.setattr(jax, '__version_info__', (0, 12, 0))
+  monkeypatch.setattr(jax, '__version_info__', (0, 11, 0))
   settings = dict(settings)
   dtype, width = settings.pop('dtype', jnp.bfloat16), settings.pop('width', 64)
   hidden = jax.ShapeDtypeStruct((1, 2, width), dtype)
@@ -236,11 +237,11 @@ def test_it_serves_those_who_ask_for_it_by_name(monkeypatch):
   arrays = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 2, 64), (300, 64), (1, 2, 64), (300, 64))]
   monkeypatch.setattr(jax, '__version_info__', (0, 10, 2))
   (alone,) = api.explain(spec, *arrays, implementation='gpu')
-  assert 'jax >= 0.12' in alone.lacks
-  with pytest.raises(ValueError, match='jax >= 0.12'):
+  assert 'jax >= 0.11' in alone.lacks
+  with pytest.raises(ValueError, match='jax >= 0.11'):
     linear_divergence(*(jnp.zeros(x.shape, x.dtype) for x in arrays), jnp.zeros((1, 2), int), spec,
                       implementation='gpu')  # fmt: skip
-  monkeypatch.setattr(jax, '__version_info__', (0, 12, 0))
+  monkeypatch.setattr(jax, '__version_info__', (0, 11, 0))
   (alone,) = api.explain(spec, *arrays, implementation='gpu')
   assert alone.lacks is None
   first, second = api.explain(spec, *arrays, implementation=('gpu', 'chunked'))
