@@ -4,8 +4,6 @@ The simulation gives an array that is updated in its place the size of its block
 multiples of 128 rows here, the last of them padding.
 """
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,17 +11,7 @@ import pytest
 
 from kernels.linear_divergence import tpu, tpu_speed, tpu_speed_gradient
 from kernels.linear_divergence.api import DivergenceSpec
-from tests.kernels.simulated import assert_close, blocks_of, exact, make_inputs, simulated
-
-
-@contextlib.contextmanager
-def chunks_of(rows, vocab=128):
-  """Blocks of 16 rows by `vocab` entries, and chunks of `rows` positions whatever memory they take."""
-  with blocks_of(16, vocab), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(tpu_speed, '_CHUNKS', (rows,))
-    patch.setattr(tpu_speed, '_CHUNKS_FROZEN', (rows,))
-    patch.setattr(tpu_speed, '_SHARE', 100.0)
-    yield
+from tests.kernels.simulated import assert_close, chunks_of, exact, make_inputs, simulated
 
 
 @pytest.fixture

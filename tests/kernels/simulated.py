@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.linear_divergence import tpu, tpu_backward, tpu_bins, tpu_blocks
+from kernels.linear_divergence import tpu, tpu_backward, tpu_bins, tpu_blocks, tpu_speed
 from kernels.linear_divergence.api import Divergence, linear_divergence
 from tests.kernels import oracle
 
@@ -28,6 +28,16 @@ def blocks_of(rows, vocab):
     patch.setattr(tpu_bins, '_ROWS', rows // 2)
     patch.setattr(tpu_blocks, 'ROW_MAJOR', ((rows, vocab),))
     patch.setattr(tpu_blocks, 'VOCAB_MAJOR', ((rows, vocab),))
+    yield
+
+
+@contextlib.contextmanager
+def chunks_of(rows, vocab=128):
+  """Blocks of 16 rows by `vocab` entries, and stored chunks of `rows` positions whatever memory they take."""
+  with blocks_of(16, vocab), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tpu_speed, '_CHUNKS', (rows,))
+    patch.setattr(tpu_speed, '_CHUNKS_FROZEN', (rows,))
+    patch.setattr(tpu_speed, '_SHARE', 100.0)
     yield
 
 
