@@ -16,17 +16,19 @@ from typing import Any
 Record = dict[str, Any]
 
 VOCAB = 151_936
-_TOP = dict(kind='jsd', support='teacher_topk', k=64, tail='bucket')
+_TOP = dict(support='teacher_topk', k=64)
 LOSSES = {
   'forward KL': dict(),
   'reverse KL': dict(kind='reverse_kl'),
   'forward KL, at most 0.05': dict(entry_clip_max=0.05),
   'JSD': dict(kind='jsd'),
   'forward KL in [0, 0.05]': dict(entry_clip_min=0.0, entry_clip_max=0.05),
-  'JSD, teacher top-64 and a bucket': _TOP,
-  'forward KL, teacher top-64 renormalised': dict(support='teacher_topk', k=64),
 }
-# Chip, positions, width: the last two show what long batches, short ones and wide models change.
+TOP_K = {
+  'JSD, top-64 and a bucket': dict(kind='jsd', tail='bucket', **_TOP),
+  'forward KL, top-64 renormalised': _TOP,
+}
+# Chip, positions, width: the last ones show what short batches, long ones and wide models change.
 _PLACES = (('v5e', 8192, 2048), ('v5p', 8192, 2048), ('v6e', 8192, 2048))
 _MORE = (('v5e', 2048, 2048), ('v5e', 16_384, 2048), ('v5p', 16_384, 4096), ('v6e', 16_384, 4096))
 
@@ -34,16 +36,30 @@ _MORE = (('v5e', 2048, 2048), ('v5e', 16_384, 2048), ('v5p', 16_384, 4096), ('v6
 def cases() -> Iterator[Record]:
   """What is estimated: keywords of `tpu_estimate.divergence`, and the loss's name."""
   for loss, spec in LOSSES.items():
-    for gradients in ([0, 1], [0]):
-      for chip, tokens, width in (*_PLACES, *(_MORE if loss == 'forward KL' else ())):
-        place = dict(chip=chip, tokens=tokens, width=width, vocab=VOCAB)
-        yield dict(loss=loss, spec=spec, gradients=gradients, **place)
+    for statistics in (True, False):
+      yield from _with(loss, spec, _PLACES, statistics=statistics)
+    yield from _with(loss, spec, _PLACES, ((0, 1),), mode='speed')
+  yield from _with('forward KL', LOSSES['forward KL'], _MORE)
+  for loss, spec in TOP_K.items():
+    for cached in (False, True):
+      yield from _with(loss, spec, _PLACES, statistics=False, cached=cached)
+
+
+def _with(loss: str, spec: Record, places, gradients=((0, 1), (0,)), **keywords) -> Iterator[Record]:
+  for wanted in gradients:
+    for chip, tokens, width in places:
+      place = dict(chip=chip, tokens=tokens, width=width, vocab=VOCAB)
+      yield dict(loss=loss, spec=spec, gradients=list(wanted), **place, **keywords)
 
 
 def title(case: Record) -> str:
   """A name of a case that `--only` is matched with."""
-  parts = [case['loss'], 'both' if len(case['gradients']) == 2 else 'frozen head', case.get('mode', 'memory')]
-  return ' | '.join([*parts, case['chip'], f'T={case["tokens"]}', f'D={case["width"]}'])
+  how = [case.get('mode', 'memory')]
+  how += ['teacher cached'] if case.get('cached') else []
+  how += [] if case.get('statistics', True) else ['no statistics']
+  head = 'both' if len(case['gradients']) == 2 else 'frozen head'
+  place = [case['chip'], f'T={case["tokens"]}', f'D={case["width"]}']
+  return ' | '.join([case['loss'], head, ', '.join(how), *place])
 
 
 def measure(case: Record) -> Record:
@@ -61,7 +77,7 @@ def measure(case: Record) -> Record:
 def table(records: Sequence[Record]) -> str:
   """The records in markdown."""
   lines = [
-    '| loss | gradients | mode | chip | T | D | R | temporaries MiB | of whole logits |',
+    '| loss | gradients | how | chip | T | D | R | temporaries MiB | of whole logits |',
     '|---|---|---|---|---:|---:|---:|---:|---:|',
   ]
   for record in records:
