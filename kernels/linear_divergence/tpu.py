@@ -1,12 +1,12 @@
 """The divergence on a TPU, in Pallas kernels: no array of N positions by V entries exists in HBM.
 
-Three kernels: one pass over vocabulary tiles for all statistics (`tpu_forward`), a second for losses
-whose entries need both normalisers (`tpu_second`), and d loss / d logits a tile at a time
-(`tpu_backward`). Where the head is not differentiated, the first two give the gradient of the hidden
-states on the way and the third is not needed. A renormalised top-k without statistics needs none of
-them, but the logits of the model that ranks (`tpu_rank`) and a few columns of the other's head
-(`tpu_columns`). What is left is arithmetic on [N] and [N, k] numbers (`tpu_results`), and what devices
-that share a vocabulary tell one another (`tpu_merge`).
+Three kernels: one pass over vocabulary tiles for all sums that are wanted (`tpu_forward`, `tpu_sides`), a
+second for losses whose entries need both normalisers (`tpu_second`), and d loss / d logits a tile at a
+time (`tpu_backward`). Where the head is not differentiated, the first two give the gradient of the hidden
+states on the way and the third is not needed. A renormalised top-k without statistics needs none of them,
+but the logits of the model that ranks (`tpu_rank`) and a few columns of the other's head (`tpu_columns`).
+What is left is arithmetic on [N] and [N, k] numbers (`tpu_results`), and what devices that share a
+vocabulary tell one another (`tpu_merge`).
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ import pytest
 
 from kernels.linear_divergence import tpu, tpu_sides
 from kernels.linear_divergence.api import Divergence, DivergenceSpec, linear_divergence
+from tests.kernels import linear_divergence_sharded_test as sharded
 from tests.kernels import oracle
 from tests.kernels.linear_divergence_speed_tpu_test import chunks_of
 from tests.kernels.linear_divergence_tpu_test import blocks_of, make_inputs, run, simulated
@@ -74,6 +75,27 @@ def test_stored_logits(name):
     step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     (_, result), gradients = jax.block_until_ready(step(*map(jnp.asarray, arguments[:2])))
   check((result, gradients), arguments, spec, weights)
+
+
+@pytest.mark.parametrize(
+  'name, gradients',
+  [
+    ('reverse', (0,)),
+    pytest.param('forward', (0,), marks=pytest.mark.slow),
+    pytest.param('both', (0, 1), marks=pytest.mark.slow),
+    pytest.param('jsd', (0, 1), marks=pytest.mark.slow),
+    pytest.param('upper', (0,), marks=pytest.mark.slow),
+    pytest.param('bucket', (0, 1), marks=pytest.mark.slow),
+  ],
+  ids=str,
+)
+def test_heads_split_over_devices(name, gradients):
+  spec = DivergenceSpec(**SPECS[name])
+  arguments = make_inputs(5, 2, 6, 300, scale=0.6, valid=spec.valid_vocab)
+  # The weights that this draws.
+  weights = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+  actual, _ = sharded.simulated(sharded.mesh_of(1, 1, 4), arguments, spec, gradients, statistics=False)
+  check(actual, arguments, spec, weights)
 
 
 BARE = ('maximum', 'total')
