@@ -1,12 +1,12 @@
 """The divergence on a TPU, in Pallas kernels: no array of N positions by V entries exists in HBM.
 
-Three kernels: one pass over vocabulary tiles for all statistics (`tpu_forward`), a second for losses
-whose entries need both normalisers (`tpu_second`), and d loss / d logits a tile at a time
-(`tpu_backward`). Where the head is not differentiated, the first two give the gradient of the hidden
-states on the way and the third is not needed. A renormalised top-k without statistics needs none of
-them, but the logits of the model that ranks (`tpu_rank`) and a few columns of the other's head
-(`tpu_columns`). What is left is arithmetic on [N] and [N, k] numbers (`tpu_results`), and what devices
-that share a vocabulary tell one another (`tpu_merge`).
+Three kernels: one pass over vocabulary tiles for all sums that are wanted (`tpu_forward`, `tpu_sides`), a
+second for losses whose entries need both normalisers (`tpu_second`), and d loss / d logits a tile at a
+time (`tpu_backward`). Where the head is not differentiated, the first two give the gradient of the hidden
+states on the way and the third is not needed. A renormalised top-k without statistics needs none of them,
+but the logits of the model that ranks (`tpu_rank`) and a few columns of the other's head (`tpu_columns`).
+What is left is arithmetic on [N] and [N, k] numbers (`tpu_results`), and what devices that share a
+vocabulary tell one another (`tpu_merge`).
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from kernels.linear_divergence import (
   tpu_pull,
   tpu_rank,
   tpu_second,
+  tpu_sides,
   tpu_speed,
 )
 from kernels.linear_divergence import tpu_results as lib
@@ -71,7 +72,8 @@ def linear_divergence(
 
   `speed` stores the logits of as many positions as a tenth of all logits' memory holds (`tpu_speed`),
   where these are enough to be faster and the head is frozen or `weights` are given; else it is `memory`.
-  Without `statistics` a renormalised top-k makes the logits of the model that ranks alone.
+  Without `statistics` the first pass sums what the loss needs (`tpu_sides.wanted`), and a renormalised top-k
+  makes the logits of the model that ranks alone.
 
   With `vocab_axes`, mesh axes that a `jax.shard_map` around this has split, the heads are this
   device's equal part of their rows, and the results those of the whole vocabulary.
@@ -151,7 +153,7 @@ def _rows_forward(settings, *arguments):
   if settings.mode == 'speed' and not settings.axes and not (of_head and weights is None):
     size = tpu_speed.chunk(spec, values[0], values[1], of_head)
     if size is not None:
-      return _run_ahead(spec, size, values, weights if of_head else None, of_head)
+      return _run_ahead(settings, size, values, weights if of_head else None, of_head)
   result, residuals = _run(settings, not of_head and spec.support == 'full', *values)
   if residuals.pull is not None:
     # The gradient is there, but for the loss's cotangent.
@@ -173,11 +175,14 @@ def _run(settings: _Settings, pull: bool, *arguments) -> tuple[Divergence, _Resi
   # The certificate's bins are made of normalisers that a part of the vocabulary does not have.
   once_clipped = not axes and tpu_clip.supports(spec)
   at_once = pull and (once_clipped or tpu_pull.supports(spec))
+  wanted = tpu_sides.wanted(spec, statistics=settings.statistics, clip=once_clipped)
 
-  def look(support, **wanted):
+  def look(support, **more):
     own, whole = (dataclasses.replace(x, support=support) for x in (own_spec, spec))
     local = tpu_merge.own_ids(targets, part)
-    return tpu_merge.first_pass(whole, part, tpu_forward.statistics(own, *narrow, local, **wanted, **shared))
+    return tpu_merge.first_pass(
+      whole, part, tpu_forward.statistics(own, *narrow, local, wanted=wanted, **more, **shared)
+    )
 
   # A pass ranks one model.
   first = look('teacher_topk' if spec.support == 'union' else spec.support, pull=at_once, clip=once_clipped)
@@ -190,7 +195,8 @@ def _run(settings: _Settings, pull: bool, *arguments) -> tuple[Divergence, _Resi
   elif once_clipped:
     compared, level, pulled = lib.bounded(spec, first, results['forward_kl'], norms, narrow, part.vocab)
   elif tpu_entries.linear(spec):
-    compared, level = lib.of_kl(spec, results), tpu_entries.level(spec, results['reverse_kl'])
+    compared = lib.of_kl(spec, results)
+    level = tpu_entries.level(spec, results.get('reverse_kl', jnp.zeros_like(norms[:, 0])))
   if spec.support == 'full' and not once_clipped and (not tpu_entries.linear(spec) or (pull and not at_once)):
     sums = tpu_merge.second_pass(part, tpu_second.sums(own_spec, *narrow, norms, pull=pull, **shared))
     pulled = sums.pull
@@ -199,10 +205,12 @@ def _run(settings: _Settings, pull: bool, *arguments) -> tuple[Divergence, _Resi
   return Divergence(**results, **compared), _Residuals(tuple(arrays), normalisers, level, sparse, pulled, ())
 
 
-def _run_ahead(spec, size: int, arguments, weights, of_head: bool) -> tuple[Divergence, _Residuals]:
+def _run_ahead(settings, size: int, arguments, weights, of_head: bool) -> tuple[Divergence, _Residuals]:
   """The same with gradients from stored logits, `size` positions at a time."""
+  spec = settings.spec
   *arrays, targets = arguments
-  passes, ahead = tpu_speed.run(spec, size, arrays, targets, weights, of_head)
+  wanted = tpu_sides.wanted(spec, statistics=settings.statistics)
+  passes, ahead = tpu_speed.run(spec, size, arrays, targets, weights, of_head, wanted)
   normalisers = lib.normalisers(passes.student), lib.normalisers(passes.teacher)
   results = lib.monitored(passes.student, passes.teacher, normalisers)
   if passes.loss is None:

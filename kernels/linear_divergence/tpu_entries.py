@@ -30,7 +30,7 @@ def shares(spec: DivergenceSpec) -> tuple[float, float]:
 
 
 def level(spec: DivergenceSpec, reverse_kl: jax.Array) -> jax.Array:
-  """The level [N] of a `linear` spec, that goes with `slope`."""
+  """The level [N] of a `linear` spec, that goes with `slope`; `reverse_kl` may be 0 where it has no share."""
   forward, reverse = shares(spec)
   return reverse * reverse_kl - forward
 

@@ -1,12 +1,7 @@
 """First pass on a TPU: one stream over vocabulary tiles gives all that the results need.
 
-Both logits of a tile exist in VMEM alone. Sums are kept relative to running maxima and rescaled
-when these rise (online softmax, Milakov and Gimelshein, arXiv 1805.02867), here also for the
-entropy and the divergences: every summand is a difference to the maximum, so that logits of
-hundreds lose no digits. Each of the 128 lanes of a row is a stream of its own until the last tile,
-so that none of this moves numbers across lanes.
-
-With `pull` the gradient of a KL to the hidden states comes from the same stream; see `tpu_pull`.
+Both logits of a tile exist in VMEM alone; `tpu_sides` has the sums over them. With `pull` the gradient of
+a KL to the hidden states comes from the same stream; see `tpu_pull`.
 """
 
 from typing import NamedTuple
@@ -16,38 +11,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.linear_divergence import tpu_bins, tpu_rank
+from kernels.linear_divergence import tpu_bins, tpu_rank, tpu_sides
 from kernels.linear_divergence import tpu_blocks as lib
 from kernels.linear_divergence import tpu_clip as clips
 from kernels.linear_divergence import tpu_pull as pulls
 from kernels.linear_divergence import tpu_top_k as top_k
 from kernels.linear_divergence.spec import DivergenceSpec
-
-
-class Side(NamedTuple):
-  """One distribution's statistics, float32; d = logit - maximum, e = exp(d).
-
-  Outside the kernel [N, 1] each. Inside, lanes [rows, 128] that each see every 128th entry.
-
-  Attributes:
-    maximum: of the shaped logits.
-    total: sum of e.
-    moment: sum of e·d.
-    cross: sum of e·(d - d of the other side).
-    best: id of the maximum, the lowest on ties; in a lane, the number of its block of 128 ids.
-    target: logit of the target.
-  """
-
-  maximum: jax.Array
-  total: jax.Array
-  moment: jax.Array
-  cross: jax.Array
-  best: jax.Array
-  target: jax.Array
-
-
-_EMPTY = Side(lib.FLOOR, 0.0, 0.0, 0.0, 0.0, 0.0)
-_FIELDS = len(_EMPTY)
 
 
 class First(NamedTuple):
@@ -63,8 +32,8 @@ class First(NamedTuple):
     kept: see `tpu_clip`, with both clip and pull; then the pull is float32 and lacks the correction.
   """
 
-  student: Side
-  teacher: Side
+  student: tpu_sides.Side
+  teacher: tpu_sides.Side
   top: top_k.TopK | None
   pull: jax.Array | tuple[jax.Array, jax.Array] | None
   clip: clips.Clip | None
@@ -81,6 +50,7 @@ def statistics(
   *,
   pull: bool = False,
   clip: bool = False,
+  wanted: tpu_sides.Wanted = tpu_sides.EVERYTHING,
   apart: bool = False,
   end: jax.Array | None = None,
 ) -> First:
@@ -95,6 +65,7 @@ def statistics(
     targets: int32 [N].
     pull: whether to return the loss's gradient to `student_hidden`; for a forward or a reverse KL.
     clip: whether to look for entries above the spec's upper bound.
+    wanted: which statistics, see `tpu_sides.wanted`; those that the loss and the pull need at least.
     apart: whether the heads are a part of the vocabulary, so that the pull is to be left unfinished.
     end: scalar, how many rows of the heads are valid, or None where the spec says so.
   """
@@ -107,7 +78,7 @@ def statistics(
   # The rows of bounded entries are yet to be added.
   pull_dtype = jnp.float32 if kept else student_hidden.dtype
   width = student_hidden.shape[1]
-  row_bytes = lib.bytes_per_row(*rows, buffers=1) + (2 * _FIELDS + 2 * outputs) * 4 * lib.LANES
+  row_bytes = lib.bytes_per_row(*rows, buffers=1) + (wanted.count + 2 * outputs) * 4 * lib.LANES
   results = pull * (2 if apart else 1)
   row_bytes += pulls.bytes_per_row(student_hidden, results) if pull else 0
   make_bins = lambda block_vocab: _bins(spec, block_vocab, pull, clip)  # noqa: E731
@@ -120,9 +91,10 @@ def statistics(
   lanes = jax.ShapeDtypeStruct((rows[0].shape[0], lib.LANES), jnp.float32)
   pulled = [jax.ShapeDtypeStruct(rows[1].shape, pull_dtype)] * results
   lane_scratch = pltpu.VMEM((blocks.block_rows, lib.LANES), jnp.float32)
+  cuts = outputs, results
   out = pl.pallas_call(
     lambda *refs: _kernel(
-      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], outputs, results, clip, bins
+      spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[3 + len(heads) :], *cuts, clip, bins, wanted
     ),
     grid=(blocks.row_steps, blocks.valid_steps),
     in_specs=[lib.row_block(blocks, x.shape[1], 0, buffers=1) for x in rows]
@@ -131,7 +103,7 @@ def statistics(
     + [lib.row_block(blocks, width, 0)] * len(pulled),
     out_shape=[lanes] * outputs + pulled,
     scratch_shapes=[pltpu.VMEM(blocks.tile, jnp.float32)] * 2
-    + [lane_scratch] * (2 * _FIELDS)
+    + [lane_scratch] * wanted.count
     + (pulls.scratch(blocks, student_hidden)[kept:] if pull else [])
     + (tpu_bins.scratch(bins, blocks.block_rows) if bins else [])
     + [lane_scratch] * clip,
@@ -144,18 +116,18 @@ def statistics(
   if ranked:
     arrays = student_hidden, student_head, teacher_hidden, teacher_head
     top = top_k.TopK(*(x[:count] for x in out[1:outputs]))
-    top = tpu_rank.settle(spec, top, sides[:, 2 * _FIELDS] > 0, arrays, end)
+    top = tpu_rank.settle(spec, top, sides[:, wanted.count] > 0, arrays, end)
   pulled = tuple(x[:count] for x in out[outputs:])
   pulled = (pulled if apart else pulled[0]) if pull else None
   clipped = None
+  first = wanted.count + len(clips.Clip._fields)
   if clip:
-    clipped = clips.Clip(*(_lane(sides, 2 * _FIELDS + lane) for lane in range(len(clips.Clip._fields))))
+    clipped = clips.Clip(*(sides[:, lane : lane + 1] for lane in range(wanted.count, first)))
   found = None
   if kept:
-    first = 2 * _FIELDS + len(clips.Clip._fields)
     lanes = [range(start, start + clips.KEPT) for start in range(first, lib.LANES, clips.KEPT)]
     found = clips.Kept(*(sides[:, x.start : x.stop] for x in lanes[: len(clips.Kept._fields)]))
-  return First(_side(sides, 0), _side(sides, _FIELDS), top, pulled, clipped, found)
+  return First(*tpu_sides.of_lanes(wanted, sides), top, pulled, clipped, found)
 
 
 def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
@@ -168,7 +140,7 @@ def _cost(blocks, rows, heads, pull) -> pl.CostEstimate:
   )
 
 
-def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape):
+def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape, wanted):
   """Adds tile (rows of grid axis 0, vocabulary of axis 1) to the statistics, top-k and pull.
 
   `pull` is how many results the pull has, 0 without one.
@@ -177,7 +149,7 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape)
   stats_ref, top_refs = refs[0], refs[1:outputs]
   pull_refs, refs = refs[outputs : outputs + pull], refs[outputs + pull :]
   z_ref, u_ref, *refs = refs
-  lanes, refs = refs[: 2 * _FIELDS], refs[2 * _FIELDS :]
+  lanes, refs = refs[: wanted.count], refs[wanted.count :]
   kept = bool(pull) and clip
   # What is rounded later is summed where it goes.
   sums = 2 - kept if pull else 0
@@ -188,7 +160,7 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape)
 
   @pl.when(step == 0)
   def _():
-    for ref, value in zip(lanes, (*_EMPTY, *_EMPTY), strict=True):
+    for ref, value in zip(lanes, tpu_sides.empty(wanted), strict=True):
       ref[...] = jnp.full(ref.shape, value, jnp.float32)
     if shape:
       tpu_bins.start(bins)
@@ -199,12 +171,11 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape)
 
   end = target_ref[:, 1:2] if target_ref.shape[1] > 1 else None
   lib.tile_logits(spec, blocks, (student_ref, teacher_ref), head_refs, (z_ref, u_ref), step, end)
-  before = [ref[...] for ref in lanes]
-  sides = Side(*before[:_FIELDS]), Side(*before[_FIELDS:])
+  sides = tpu_sides.split(wanted, [ref[...] for ref in lanes])
   # A pull weighs the entries of a row against one another: all lanes then have one maximum.
   first_block = step * (blocks.block_vocab // lib.LANES)
-  after = _update(sides, z_ref, u_ref, target_ref[:, 0:1], first_block, bool(pull))
-  for ref, value in zip(lanes, (*after[0], *after[1]), strict=True):
+  after = tpu_sides.update(sides, z_ref, u_ref, target_ref[:, 0:1], first_block, bool(pull))
+  for ref, value in zip(lanes, tpu_sides.flat(after), strict=True):
     ref[...] = value
   if pull:
     norms = tuple(tuple(_norms(side) for side in pair) for pair in (sides, after))
@@ -218,9 +189,10 @@ def _kernel(spec, blocks, row_refs, head_refs, refs, outputs, pull, clip, shape)
 
   @pl.when(step == last)
   def _():
-    values = _combined(after, bool(pull))
+    sides = tpu_sides.combined(after, bool(pull))
+    values = tpu_sides.flat(sides)
     if clip:
-      totals = [values[side : side + 2] for side in (0, _FIELDS)]
+      totals = [(side.maximum, side.total) for side in sides]
       found = clips.found(spec, bins, lowest_ref, *totals)
       values += found
     if kept:
@@ -238,76 +210,7 @@ def _bins(spec: DivergenceSpec, block_vocab: int, pull: bool, clip: bool) -> tpu
   return clips.bins(block_vocab, pull) if clip else top_k.bins(spec, block_vocab, others=1)
 
 
-def _update(sides, z_ref, u_ref, targets, first_block, joint: bool) -> tuple[Side, Side]:
-  """Lanes of both sides with a tile added; `joint`: relative to the maximum over all lanes."""
-  groups = [slice(start, start + lib.LANES) for start in range(0, z_ref.shape[1], lib.LANES)]
-  lane = jax.lax.broadcasted_iota(jnp.int32, (z_ref.shape[0], lib.LANES), 1)
-  tops = [side.maximum for side in sides]
-  bests, found = [side.best for side in sides], [side.target for side in sides]
-  for number, group in enumerate(groups):
-    hit = lane == targets - (first_block + number) * lib.LANES
-    block = (first_block + number).astype(jnp.float32)
-    for one, ref in enumerate((z_ref, u_ref)):
-      x = ref[:, group]
-      # The first of equal maxima stays: only a larger one moves it.
-      bests[one] = jnp.where(x > tops[one], block, bests[one])
-      tops[one] = jnp.maximum(tops[one], x)
-      found[one] = jnp.where(hit, x, found[one])
-  levels, before = tops, [side.maximum for side in sides]
-  if joint:
-    levels, before = ([jnp.broadcast_to(lib.row_max(x), x.shape) for x in xs] for xs in (tops, before))
-  rises = [old - new for old, new in zip(before, levels, strict=True)]
-  scales = [jnp.exp(rise) for rise in rises]
-  totals = [scale * side.total for scale, side in zip(scales, sides, strict=True)]
-  moments = [s * side.moment + t * r for s, side, t, r in zip(scales, sides, totals, rises, strict=True)]
-  gap = rises[0] - rises[1]
-  crosses = [
-    scale * side.cross + total * sign * gap
-    for scale, side, total, sign in zip(scales, sides, totals, (1.0, -1.0), strict=True)
-  ]
-  for group in groups:
-    below = [ref[:, group] - level for ref, level in zip((z_ref, u_ref), levels, strict=True)]
-    gap = below[0] - below[1]
-    for one in range(2):
-      weight = jnp.exp(below[one])
-      totals[one] += weight
-      moments[one] += weight * below[one]
-      crosses[one] += weight * (gap if one == 0 else -gap)
-  return tuple(map(Side, tops, totals, moments, crosses, bests, found))
-
-
-def _norms(side: Side) -> pulls.Norms:
-  """Normaliser [rows, 1] and mean gap of lanes that are relative to one maximum."""
-  total = lib.row_sum(side.total)
-  return pulls.Norms(lib.row_max(side.maximum), total, lib.row_sum(side.cross))
-
-
-def _combined(sides: tuple[Side, Side], joint: bool) -> list[jax.Array]:
-  """Both sides' statistics [rows, 1], one after the other, from those of every lane."""
-  tops = [lib.row_max(side.maximum) for side in sides]
-  # How far a lane's own reference lies below the row's; what a lane without entries holds goes to 0.
-  rises = [0.0 if joint else side.maximum - top for side, top in zip(sides, tops, strict=True)]
-  scales = [1.0 if joint else jnp.exp(rise) for rise in rises]
-  lane = jax.lax.broadcasted_iota(jnp.int32, sides[0].best.shape, 1).astype(jnp.float32)
-  values = []
-  for one, (side, sign) in enumerate(zip(sides, (1.0, -1.0), strict=True)):
-    total = scales[one] * side.total
-    ids = jnp.where(side.maximum == tops[one], side.best * lib.LANES + lane, -lib.FLOOR)
-    values += [
-      tops[one],
-      lib.row_sum(total),
-      lib.row_sum(scales[one] * side.moment + total * rises[one]),
-      lib.row_sum(scales[one] * side.cross + total * sign * (rises[0] - rises[1])),
-      lib.row_min(ids),
-      lib.row_sum(side.target),
-    ]
-  return values
-
-
-def _side(stats: jax.Array, first: int) -> Side:
-  """Statistics of one side from lanes [N, 128], `first` and up."""
-  return Side(*(_lane(stats, first + lane) for lane in range(_FIELDS)))
-
-
-def _lane(stats: jax.Array, lane: int) -> jax.Array:
-  return stats[:, lane : lane + 1]
+def _norms(side: tpu_sides.Side) -> pulls.Norms:
+  """Normaliser [rows, 1] and, where it is made, mean gap of lanes that are relative to one maximum."""
+  cross = None if side.cross is None else lib.row_sum(side.cross)
+  return pulls.Norms(lib.row_max(side.maximum), lib.row_sum(side.total), cross)

@@ -5,8 +5,8 @@ these: maxima, sums below them, the largest logits, sums of weighted rows. Here 
 numbers of every position, and the kernels know nothing of it. Without mesh axes nothing is exchanged
 and everything passes as it is. Per position, in float32:
 
-- first pass: 2 maxima, 8 sums and 2 ids; with a top-k support k logits of both models and their ids
-  from every device;
+- first pass: 2 maxima, 8 sums and 2 ids, without statistics those alone that the loss needs; with a top-k
+  support k logits of both models and their ids from every device;
 - second pass: 3 sums;
 - gradients: the loss's cotangent. The hidden states' own gradient [N, D] is summed by `jax.shard_map`,
   and the head's stays where its rows are.
@@ -21,8 +21,9 @@ import jax.numpy as jnp
 
 from kernels.linear_divergence.spec import DivergenceSpec
 from kernels.linear_divergence.tpu_backward import Sparse
-from kernels.linear_divergence.tpu_forward import First, Side
+from kernels.linear_divergence.tpu_forward import First
 from kernels.linear_divergence.tpu_second import Sums
+from kernels.linear_divergence.tpu_sides import rescaled
 from kernels.linear_divergence.tpu_top_k import TopK
 
 _TINY = 1e-30  # Of a device whose entries have no probability.
@@ -88,32 +89,28 @@ def first_pass(spec: DivergenceSpec, part: Part, own: First) -> First:
   tops = jax.lax.pmax(jnp.concatenate([side.maximum for side in sides], axis=1), part.axes)
   tops = (tops[:, :1], tops[:, 1:])
   rises = [side.maximum - top for side, top in zip(sides, tops, strict=True)]
-  scaled = [
-    _scaled(side, rise, sign * (rises[0] - rises[1]))
-    for side, rise, sign in zip(sides, rises, (1.0, -1.0), strict=True)
-  ]
-  sums = jax.lax.psum(jnp.concatenate([x for values in scaled for x in values], axis=1), part.axes)
+  sums = _together(jax.lax.psum, part, [x._replace(maximum=None, best=None) for x in rescaled(sides, rises)])
   bests = [
-    jnp.where(rise == 0, side.best + part.first, _NOBODY) for side, rise in zip(sides, rises, strict=True)
+    side.best if side.best is None else jnp.where(rise == 0, side.best + part.first, _NOBODY)
+    for side, rise in zip(sides, rises, strict=True)
   ]
-  bests = jax.lax.pmin(jnp.concatenate(bests, axis=1), part.axes)
-  student, teacher = (_side(one, tops[one], sums[:, 4 * one : 4 * one + 4], bests) for one in range(2))
+  bests = _together(jax.lax.pmin, part, bests)
+  student, teacher = (
+    side._replace(maximum=top, best=best) for side, top, best in zip(sums, tops, bests, strict=True)
+  )
   pull = own.pull and _share(spec, sides, (student, teacher), rises, own.pull)
   return own._replace(
     student=student, teacher=teacher, top=own.top and _top_k(spec.k, part, own.top), pull=pull
   )
 
 
-def _scaled(side: Side, rise: jax.Array, gap: jax.Array) -> list[jax.Array]:
-  """Sums [N, 1] relative to a maximum that lies `rise` below; `gap`: rise less that of the other side."""
-  scale = jnp.exp(rise)
-  total = scale * side.total
-  return [total, scale * side.moment + total * rise, scale * side.cross + total * gap, side.target]
-
-
-def _side(one: int, top: jax.Array, sums: jax.Array, bests: jax.Array) -> Side:
-  total, moment, cross, target = (sums[:, place : place + 1] for place in range(4))
-  return Side(top, total, moment, cross, bests[:, one : one + 1], target)
+def _together(combine, part: Part, numbers):
+  """`combine` over the devices of arrays [N, 1], those that there are, in one exchange."""
+  arrays, structure = jax.tree.flatten(numbers)
+  if not arrays:
+    return numbers
+  found = combine(jnp.concatenate(arrays, axis=1), part.axes)
+  return structure.unflatten([found[:, place : place + 1] for place in range(len(arrays))])
 
 
 def _share(spec: DivergenceSpec, old, new, rises, sums: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -27,12 +27,13 @@ from kernels.linear_divergence.spec import DivergenceSpec
 class Norms(NamedTuple):
   """Of one model so far, [rows, 1]: maximum, sum of e = exp(logit - maximum), sum of e·gap.
 
-  The gap is the own logit less its maximum, minus that of the other model.
+  The gap is the own logit less its maximum, minus that of the other model; its sum may be None for a forward
+  KL.
   """
 
   maximum: jax.Array
   total: jax.Array
-  cross: jax.Array
+  cross: jax.Array | None
 
 
 _TINY = 1e-30  # Before the first tile a total is 0.

@@ -14,6 +14,7 @@ from kernels.linear_divergence import (
   tpu_entries,
   tpu_forward,
   tpu_second,
+  tpu_sides,
   tpu_top_k,
 )
 from kernels.linear_divergence.spec import DivergenceSpec
@@ -23,24 +24,25 @@ Norm = tuple[jax.Array, jax.Array]
 Results = dict[str, jax.Array]
 
 
-def normalisers(side: tpu_forward.Side) -> Norm:
+def normalisers(side: tpu_sides.Side) -> Norm:
   """Maximum and log of the sum relative to it, [N] each: their sum would round large logits."""
   return side.maximum[:, 0], jnp.log(side.total[:, 0])
 
 
-def monitored(student: tpu_forward.Side, teacher: tpu_forward.Side, norms: tuple[Norm, Norm]) -> Results:
-  """Full-vocabulary results [N]."""
+def monitored(student: tpu_sides.Side, teacher: tpu_sides.Side, norms: tuple[Norm, Norm]) -> Results:
+  """Full-vocabulary results [N], those whose sums were made."""
   (max_s, log_s), (max_t, log_t) = norms
   mean = lambda value, side: (value / side.total)[:, 0]  # noqa: E731
-  return dict(
-    forward_kl=mean(teacher.cross, teacher) - log_t + log_s,
-    reverse_kl=mean(student.cross, student) - log_s + log_t,
-    student_entropy=log_s - mean(student.moment, student),
-    teacher_entropy=log_t - mean(teacher.moment, teacher),
-    student_logp=student.target[:, 0] - max_s - log_s,
-    teacher_logp=teacher.target[:, 0] - max_t - log_t,
-    agreement=(student.best == teacher.best)[:, 0].astype(jnp.float32),
+  made = dict(
+    forward_kl=(teacher.cross, lambda x: mean(x, teacher) - log_t + log_s),
+    reverse_kl=(student.cross, lambda x: mean(x, student) - log_s + log_t),
+    student_entropy=(student.moment, lambda x: log_s - mean(x, student)),
+    teacher_entropy=(teacher.moment, lambda x: log_t - mean(x, teacher)),
+    student_logp=(student.target, lambda x: x[:, 0] - max_s - log_s),
+    teacher_logp=(teacher.target, lambda x: x[:, 0] - max_t - log_t),
+    agreement=(student.best, lambda x: (x == teacher.best)[:, 0].astype(jnp.float32)),
   )
+  return {name: result(x) for name, (x, result) in made.items() if x is not None}
 
 
 def of_kl(spec: DivergenceSpec, results: Results) -> Results:

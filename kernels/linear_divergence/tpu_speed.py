@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.linear_divergence import tpu_entries as entries
-from kernels.linear_divergence import tpu_forward, tpu_speed_gradient, tpu_speed_store
+from kernels.linear_divergence import tpu_sides, tpu_speed_gradient, tpu_speed_store
 from kernels.linear_divergence.spec import DivergenceSpec
 from kernels.linear_divergence.tpu_backward import Rows
 from kernels.linear_divergence.tpu_blocks import LANES
@@ -56,8 +56,8 @@ class Passes(NamedTuple):
     level: see `tpu_backward.Rows`.
   """
 
-  student: tpu_forward.Side
-  teacher: tpu_forward.Side
+  student: tpu_sides.Side
+  teacher: tpu_sides.Side
   loss: jax.Array | None
   changed: jax.Array | None
   level: jax.Array
@@ -90,7 +90,13 @@ def _empty(spec, head):
 
 
 def run(
-  spec: DivergenceSpec, size: int, arrays, targets: jax.Array, weights: jax.Array | None, of_head: bool
+  spec: DivergenceSpec,
+  size: int,
+  arrays,
+  targets: jax.Array,
+  weights: jax.Array | None,
+  of_head: bool,
+  wanted: tpu_sides.Wanted,
 ) -> tuple[Passes, Ahead]:
   """Results and gradients of N positions, `size` at a time.
 
@@ -101,6 +107,7 @@ def run(
     targets: int32 [N].
     weights: float32 [N], or None for 1.
     of_head: whether the head's gradient is asked for.
+    wanted: which statistics, see `tpu_sides.wanted`.
   """
   student_hidden, head, teacher_hidden, teacher_head = arrays
   count = student_hidden.shape[0]
@@ -117,33 +124,35 @@ def run(
     some = (student, head, teacher, teacher_head)
     weight = jnp.ones(size, jnp.float32) if weights is None else cut(weights)
     weight = jnp.where(jnp.arange(size) < skip, 0.0, weight)
-    new, part, totals, memory = _chunk(spec, some, cut(targets), weight, totals, memory, step == 0)
+    new, part, totals, memory = _chunk(spec, wanted, some, cut(targets), weight, totals, memory, step == 0)
     return jax.tree.map(place, passes, new), place(hidden_gradient, part), totals, memory
 
   lane = jnp.zeros(count, jnp.float32)
-  side = tpu_forward.Side(*(lane,) * len(tpu_forward.Side._fields))
+  sides = tpu_sides.split(wanted, [lane] * wanted.count)
   sums = (None, None) if entries.linear(spec) else (lane, lane)
   totals = _empty(spec, head) if of_head else ()
-  memory = tpu_speed_store.space(spec, arrays, size)
-  carry = Passes(side, side, *sums, lane), jnp.zeros_like(student_hidden), totals, memory
+  memory = tpu_speed_store.space(spec, arrays, size, wanted)
+  carry = Passes(*sides, *sums, lane), jnp.zeros_like(student_hidden), totals, memory
   passes, hidden, totals, _ = jax.lax.fori_loop(0, steps, add, carry)
   # Arrays [N, 1] take 128 times their size on a TPU: they are this only here.
   passes = passes._replace(**{name: _columns(getattr(passes, name)) for name in ('student', 'teacher')})
   return passes, Ahead(hidden, totals[0] if of_head else None, weights)
 
 
-def _columns(side: tpu_forward.Side) -> tpu_forward.Side:
+def _columns(side: tpu_sides.Side) -> tpu_sides.Side:
   return jax.tree.map(lambda x: x[:, None], side)
 
 
-def _chunk(spec, arrays, targets, weight, totals, memory, first):
+def _chunk(spec, wanted, arrays, targets, weight, totals, memory, first):
   """One chunk's results, its hidden states' gradient, the totals of the head's, and the memory."""
-  student, teacher, stored = tpu_speed_store.store(spec, arrays, targets, memory)
+  student, teacher, stored = tpu_speed_store.store(spec, arrays, targets, memory, wanted)
   log_total, log_total_teacher = jnp.log(student.total), jnp.log(teacher.total)
   norms = student.maximum, log_total, teacher.maximum, log_total_teacher
   if entries.linear(spec):
     loss = changed = None
-    reverse_kl = student.cross / student.total - log_total + log_total_teacher
+    reverse_kl = jnp.zeros_like(log_total)
+    if student.cross is not None:
+      reverse_kl = student.cross / student.total - log_total + log_total_teacher
     level = entries.level(spec, reverse_kl[:, 0]) * jnp.ones_like(weight)
   else:
     vocab = arrays[1].shape[0]

@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.linear_divergence import tpu_blocks as lib
 from kernels.linear_divergence import tpu_entries as entries
-from kernels.linear_divergence import tpu_forward as first
+from kernels.linear_divergence import tpu_sides
 from kernels.linear_divergence.spec import DivergenceSpec
 
 _SUMS = 3  # loss, level, changed
@@ -46,20 +46,24 @@ class Stored:
   tile: int = dataclasses.field(metadata=dict(static=True))
 
 
-def space(spec: DivergenceSpec, arrays, size: int) -> tuple[jax.Array, jax.Array]:
+def space(spec: DivergenceSpec, arrays, size: int, wanted: tpu_sides.Wanted) -> tuple[jax.Array, jax.Array]:
   """Memory for the peaks and the gaps of `size` positions, to be used by every chunk.
 
   A loop that makes them anew in each turn, beside a sum that it carries, costs the TPU compiler a
   third of them more.
   """
-  blocks = _store_blocks(spec, arrays, size)
+  blocks = _store_blocks(spec, arrays, size, wanted)
   shape = size, blocks.valid_steps * blocks.block_vocab
   return tuple(jax.lax.empty(shape, arrays[0].dtype) for _ in range(2))
 
 
 def store(
-  spec: DivergenceSpec, arrays, targets: jax.Array, memory: tuple[jax.Array, jax.Array]
-) -> tuple[first.Side, first.Side, Stored]:
+  spec: DivergenceSpec,
+  arrays,
+  targets: jax.Array,
+  memory: tuple[jax.Array, jax.Array],
+  wanted: tpu_sides.Wanted,
+) -> tuple[tpu_sides.Side, tpu_sides.Side, Stored]:
   """Both sides' statistics and what is stored of c positions.
 
   Args:
@@ -68,17 +72,18 @@ def store(
       student's. Heads are used in the type of the hidden states.
     targets: int32 [c].
     memory: from `space`; what it holds is lost.
+    wanted: which statistics.
   """
   student_hidden, _, teacher_hidden, _ = arrays
   rows = [targets[:, None], student_hidden, teacher_hidden]
-  blocks = _store_blocks(spec, arrays, targets.shape[0])
+  blocks = _store_blocks(spec, arrays, targets.shape[0], wanted)
   heads = [lib.at_least(x, blocks.block_vocab) for x in arrays[1::2] if x is not None]
   count = blocks.rows
   tile = pl.BlockSpec(blocks.tile, lambda row, vocab: (row, vocab))
   lanes = jax.ShapeDtypeStruct((count, lib.LANES), jnp.float32)
   maxima = jax.ShapeDtypeStruct((count, lib.LANES * pl.cdiv(blocks.valid_steps, HALF)), jnp.float32)
   stats, *stored = pl.pallas_call(
-    lambda *refs: _store(spec, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[5 + len(heads) :]),
+    lambda *refs: _store(spec, wanted, blocks, refs[:3], refs[3 : 3 + len(heads)], refs[5 + len(heads) :]),
     grid=(blocks.row_steps, blocks.valid_steps),
     in_specs=[lib.row_block(blocks, x.shape[1], 0, buffers=1) for x in rows]
     + [lib.vocab_block(blocks, x.shape[1], 1) for x in heads]
@@ -91,12 +96,12 @@ def store(
     ],
     out_shape=[lanes, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in memory), maxima],
     scratch_shapes=[pltpu.VMEM(blocks.tile, jnp.float32)] * 2
-    + [pltpu.VMEM((blocks.block_rows, lib.LANES), jnp.float32)] * (2 * first._FIELDS),
+    + [pltpu.VMEM((blocks.block_rows, lib.LANES), jnp.float32)] * wanted.count,
     compiler_params=lib.PARAMS,
     input_output_aliases={len(rows) + len(heads) + number: 1 + number for number in range(2)},
     name='linear_divergence_store',
   )(*rows, *heads, *memory)
-  return first._side(stats, 0), first._side(stats, first._FIELDS), Stored(*stored, blocks.block_vocab)
+  return *tpu_sides.of_lanes(wanted, stats), Stored(*stored, blocks.block_vocab)
 
 
 def _half(count: int) -> int:
@@ -104,33 +109,32 @@ def _half(count: int) -> int:
   return count // 2 if count % 32 == 0 else count
 
 
-def _store_blocks(spec, arrays, count: int) -> lib.Blocks:
+def _store_blocks(spec, arrays, count: int, wanted) -> lib.Blocks:
   student_hidden, student_head, teacher_hidden, teacher_head = arrays
   heads = [x for x in (student_head, teacher_head) if x is not None]
   row_bytes = lib.bytes_per_row(student_hidden, teacher_hidden, buffers=1)
   # Statistics, the target, and two blocks of the results and the maxima.
-  row_bytes += (2 * first._FIELDS + 5) * 4 * lib.LANES
+  row_bytes += (wanted.count + 5) * 4 * lib.LANES
   candidates = tuple((_half(count), vocab) for _, vocab in lib.ROW_MAJOR)
   sizes = count, student_head.shape[0], spec.valid_vocab or student_head.shape[0]
   return lib.choose(*sizes, row_bytes, lib.bytes_per_row(*heads), candidates)
 
 
-def _store(spec, blocks, row_refs, head_refs, refs) -> None:
+def _store(spec, wanted, blocks, row_refs, head_refs, refs) -> None:
   target_ref, student_ref, teacher_ref = row_refs
   stats_ref, peak_ref, gap_ref, maxima_ref, z_ref, u_ref, *lanes = refs
   step = pl.program_id(1)
 
   @pl.when(step == 0)
   def _():
-    for ref, value in zip(lanes, (*first._EMPTY, *first._EMPTY), strict=True):
+    for ref, value in zip(lanes, tpu_sides.empty(wanted), strict=True):
       ref[...] = jnp.full(ref.shape, value, jnp.float32)
 
   lib.tile_logits(spec, blocks, (student_ref, teacher_ref), head_refs, (z_ref, u_ref), step)
-  before = [ref[...] for ref in lanes]
-  sides = first.Side(*before[: first._FIELDS]), first.Side(*before[first._FIELDS :])
+  sides = tpu_sides.split(wanted, [ref[...] for ref in lanes])
   block = step * (blocks.block_vocab // lib.LANES)
-  after = first._update(sides, z_ref, u_ref, target_ref[...], block, True)
-  for ref, value in zip(lanes, (*after[0], *after[1]), strict=True):
+  after = tpu_sides.update(sides, z_ref, u_ref, target_ref[...], block, True)
+  for ref, value in zip(lanes, tpu_sides.flat(after), strict=True):
     ref[...] = value
   tops = [lib.row_max(side.maximum) for side in after]
   below, below_teacher = z_ref[...] - tops[0], u_ref[...] - tops[1]
@@ -142,7 +146,7 @@ def _store(spec, blocks, row_refs, head_refs, refs) -> None:
 
   @pl.when(step == pl.num_programs(1) - 1)
   def _():
-    stats_ref[...] = lib.in_lanes(first._combined(after, True), stats_ref.shape)
+    stats_ref[...] = lib.in_lanes(tpu_sides.flat(tpu_sides.combined(after, True)), stats_ref.shape)
 
 
 def _places(shape, step):

@@ -14,7 +14,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kernels.linear_divergence import tpu_blocks, tpu_forward, tpu_merge, tpu_top_k
+from kernels.linear_divergence import tpu_blocks, tpu_forward, tpu_merge, tpu_sides, tpu_top_k
 from kernels.linear_divergence.api import DivergenceSpec, linear_divergence
 from tests.kernels import linear_divergence_cover_test as cover
 from tests.kernels import oracle, pairwise
@@ -237,7 +237,7 @@ def test_ties_within_and_across_devices_go_to_the_lowest_ids():
 
   def merge(lists):
     part = tpu_merge.part(spec, SHARED, here)
-    side = tpu_forward.Side(*[jnp.ones((rows, 1))] * 6)
+    side = tpu_sides.Side(*[jnp.ones((rows, 1))] * 6)
     own = tpu_forward.First(side, side, tpu_top_k.TopK(*lists), None, None, None)
     return jnp.stack(tpu_merge.first_pass(spec, part, own).top)
 
