@@ -8,7 +8,6 @@ from kernels.linear_divergence import tpu_table
 from kernels.linear_divergence.api import DivergenceSpec, choose
 from kernels.linear_divergence.tpu import unsupported
 
-
 JSD = r'^JSD \| both \| memory \| v5e'
 
 
