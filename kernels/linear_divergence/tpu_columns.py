@@ -1,7 +1,8 @@
 """The head at a few ids of every row on a TPU: logits there and the gradients of these.
 
-Rows of the head are gathered for `_ROWS` positions at a time and multiplied with all of these: a matrix
-unit has that many columns in any case. What belongs to another position is left out.
+Rows of the head are gathered for `_ROWS` positions at a time, fewer where these rows are wide, and multiplied
+with all of these: a matrix unit has that many columns in any case. What belongs to another position is
+left out.
 """
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 
 from kernels.linear_divergence import tpu_blocks as lib
 
-_ROWS = 128  # Positions at a time.
+_ROWS = 128  # Positions at a time, at most.
+_GATHERED = 2**25  # Bytes of the head's rows that are gathered at a time, at most.
 _TILE = 512  # Rows of the head's gradient that are summed at a time.
 _PAIRS = 1024  # Of ids and positions, that are added to these at a time.
 
@@ -24,7 +26,7 @@ def logits(
     products = lib.contract(rows, hidden, (1, 1)).reshape(*ids.shape, -1)
     return jnp.where(_own(ids), products, 0.0).sum(-1)
 
-  return lib.shaped(_in_parts(some, hidden, ids), temperature, softcap)[0]
+  return lib.shaped(_in_parts(some, _positions(head, ids), hidden, ids), temperature, softcap)[0]
 
 
 def pull(
@@ -36,7 +38,7 @@ def pull(
     wide = jnp.where(_own(ids), weights[..., None], 0.0).reshape(-1, ids.shape[0])
     return (onto + lib.contract(wide.astype(dtype), _rows(head, ids, dtype), (0, 0))).astype(dtype)
 
-  return _in_parts(some, weights, ids, *([] if onto is None else [onto]))
+  return _in_parts(some, _positions(head, ids), weights, ids, *([] if onto is None else [onto]))
 
 
 def push(weights: jax.Array, hidden: jax.Array, ids: jax.Array, like: jax.Array) -> jax.Array:
@@ -82,10 +84,16 @@ def _sorted(weights: jax.Array, ids: jax.Array, size: int) -> tuple[jax.Array, j
   return pad(names, -1), pad(positions, 0), pad(values, 0.0)
 
 
-def _in_parts(some, *arrays: jax.Array) -> jax.Array:
-  """`some` of arrays [N, ...], `_ROWS` positions at a time."""
+def _positions(head: jax.Array, ids: jax.Array) -> int:
+  """Positions whose rows of the head are gathered together."""
+  wide = ids.shape[1] * head.shape[1] * head.dtype.itemsize
+  return min(_ROWS, max(8, _GATHERED // wide // 8 * 8))
+
+
+def _in_parts(some, size: int, *arrays: jax.Array) -> jax.Array:
+  """`some` of arrays [N, ...], `size` positions at a time."""
   count = arrays[0].shape[0]
-  size = min(_ROWS, count)
+  size = min(size, count)
   parts = [lib.at_least(x, -(-count // size) * size).reshape(-1, size, *x.shape[1:]) for x in arrays]
   result = jax.lax.map(lambda x: some(*x), tuple(parts))
   return result.reshape(-1, *result.shape[2:])[:count]
