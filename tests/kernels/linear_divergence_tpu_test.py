@@ -115,6 +115,7 @@ def cases(draw):
   return spec, draw(st.integers(1, 3)), draw(st.integers(1, 13)), vocab
 
 
+@pytest.mark.slow
 # Without shrinking, whose every attempt compiles kernels: a failure would take minutes to show.
 @settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(cases(), st.integers(0, 99), st.booleans())
@@ -124,22 +125,26 @@ def test_equals_the_definition_in_float64(case, seed, frozen):
 
 FULL = [
   (dict(kind='forward_kl', student_softcap=2.0, student_temperature=0.7), False),
-  (dict(kind='reverse_kl', valid_vocab=297), True),
   (dict(kind='jsd', beta=0.3, teacher_softcap=15.0), True),
   (dict(kind='forward_kl', entry_clip_min=0.0, entry_clip_max=0.05, valid_vocab=297), False),
+]
+MORE = [
+  (dict(kind='reverse_kl', valid_vocab=297), True),
   (dict(kind='jsd', entry_clip_min=0.001, student_softcap=2.0, valid_vocab=140), False),
   (dict(kind='both_kl', beta=0.3, entry_clip_max=0.05), True),
   (dict(kind='both_kl', beta=0.3), False),
 ]
 
 
-@pytest.mark.parametrize('settings, frozen', FULL)
+@pytest.mark.parametrize(
+  'settings, frozen', [*FULL, *(pytest.param(*x, marks=pytest.mark.slow) for x in MORE)]
+)
 def test_the_full_vocabulary_over_several_tiles(settings, frozen):
   check_against_float64((DivergenceSpec(**settings), 2, 9, 300), seed=3, frozen=frozen)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('settings, frozen', FULL)
+@pytest.mark.parametrize('settings, frozen', FULL + MORE)
 def test_the_full_vocabulary_with_the_other_gradients(settings, frozen):
   check_against_float64((DivergenceSpec(**settings), 2, 9, 300), seed=3, frozen=not frozen)
 
@@ -177,6 +182,7 @@ def test_large_logits(scale, settings):
   assert_close(run(arguments, spec), exact(arguments, spec), size=4 * scale, gradient=1e-6 * scale)
 
 
+@pytest.mark.slow
 def test_agreement_of_equal_maxima_is_by_the_lowest_id():
   student, teacher = np.zeros((2, 1, 4, 260), np.float32)
   student[0, :, [7, 200]] = 1  # In two tiles.
@@ -189,7 +195,7 @@ def test_agreement_of_equal_maxima_is_by_the_lowest_id():
 @pytest.mark.parametrize(
   'shared, settings',
   [
-    (False, dict()),
+    pytest.param(False, dict(), marks=pytest.mark.slow),
     pytest.param(True, dict(kind='reverse_kl'), marks=pytest.mark.slow),
     pytest.param(True, dict(kind='jsd', support='teacher_topk', k=5, tail='bucket'), marks=pytest.mark.slow),
     (False, dict(kind='reverse_kl', support='student_topk', k=5)),
@@ -261,7 +267,10 @@ def test_bfloat16_hidden_states(head_dtype):
     assert np.mean(actual[1][1].astype(jnp.bfloat16).astype(jnp.float32) != actual[1][1]) > 0.5
 
 
-@pytest.mark.parametrize('settings', [dict(), dict(kind='reverse_kl'), dict(kind='jsd')])
+@pytest.mark.parametrize(
+  'settings',
+  [dict(), *(pytest.param(dict(kind=kind), marks=pytest.mark.slow) for kind in ('reverse_kl', 'jsd'))],
+)
 def test_narrow_gradients_of_models_that_hardly_differ(settings):
   # Sums of q·w and of p·w alone, each of narrow weights, would be off by as much as they differ.
   spec = DivergenceSpec(**settings)

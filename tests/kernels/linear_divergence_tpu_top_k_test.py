@@ -94,7 +94,10 @@ def test_narrow_gradients_where_nearly_all_probability_is_bounded():
       dict(kind='jsd', support='student_topk', k=9, tail='bucket', entry_clip_min=0.0, entry_clip_max=0.05),
       marks=pytest.mark.slow,
     ),
-    dict(kind='forward_kl', support='student_topk', k=2, student_softcap=15.0, teacher_temperature=1.3),
+    pytest.param(
+      dict(kind='forward_kl', support='student_topk', k=2, student_softcap=15.0, teacher_temperature=1.3),
+      marks=pytest.mark.slow,
+    ),
     pytest.param(dict(kind='jsd', support='teacher_topk', k=1, tail='bucket'), marks=pytest.mark.slow),
   ],
 )
@@ -122,6 +125,7 @@ def test_ties_go_to_the_lowest_ids(support):
     np.testing.assert_array_equal(np.take_along_axis(kept[:, :25], order, 1), expected)
 
 
+@pytest.mark.slow
 def test_largest_k():
   arguments, spec = make_inputs(10, 1, 2, 140), DivergenceSpec(support='teacher_topk', k=128, tail='bucket')
   assert_close(run(arguments, spec, races=False), exact(arguments, spec))
@@ -149,10 +153,10 @@ def crowded(name, k):
   'name, k',
   [
     pytest.param('all equal', 9, marks=pytest.mark.slow),
-    ('all equal in some rows', 9),
+    pytest.param('all equal in some rows', 9, marks=pytest.mark.slow),
     pytest.param('one bin', 1, marks=pytest.mark.slow),
     ('one bin', 3),
-    ('twins', 9),
+    pytest.param('twins', 9, marks=pytest.mark.slow),
   ],
 )
 def test_a_top_k_that_bins_do_not_hold(name, k):
@@ -211,6 +215,7 @@ def test_a_renormalised_top_k_without_statistics(settings, gradients):
     np.testing.assert_allclose(left, right, atol=2e-5 * np.abs(right).max())
 
 
+@pytest.mark.slow
 def test_rows_that_are_no_numbers_show_it():
   student, head, teacher, teacher_head, targets = make_inputs(5, 1, 4, 300)
   teacher[0, 2] = np.nan
