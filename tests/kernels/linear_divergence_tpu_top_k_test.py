@@ -29,7 +29,7 @@ def small_blocks():
   'bound, looked_at_again, gradients',
   [
     pytest.param(0.5, 0, (0, 1, 2, 3), marks=pytest.mark.slow),
-    (0.05, 1, (0, 1, 2, 3)),
+    pytest.param(0.05, 1, (0, 1, 2, 3), marks=pytest.mark.slow),
     pytest.param(0.01, 10, (0, 1, 2, 3), marks=pytest.mark.slow),
     (0.05, 1, (0,)),
     pytest.param(0.5, 0, (0,), marks=pytest.mark.slow),
