@@ -5,8 +5,6 @@ a step again from hidden states and normalisers, XLA adds G·head to the hidden 
 writes G transposed times the hidden states into the head's.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -16,26 +14,7 @@ from kernels.linear_divergence import gpu_tiles as lib
 from kernels.linear_divergence import tpu_entries as entries
 from kernels.linear_divergence.gpu_config import WORKER_ROWS, Config
 from kernels.linear_divergence.spec import DivergenceSpec
-
-
-class Rows(NamedTuple):
-  """What the gradient needs of a row, float32 [N]; log-probability = logit - maximum - log_total.
-
-  Attributes:
-    student_maximum: of the shaped logits.
-    student_log_total: log of the sum of exp(logit - maximum).
-    teacher_maximum: the same for the teacher.
-    teacher_log_total: the same for the teacher.
-    level: factor of -q in the gradient of every logit, see `tpu_entries`.
-    weight: cotangent of the loss over the student's temperature.
-  """
-
-  student_maximum: jax.Array
-  student_log_total: jax.Array
-  teacher_maximum: jax.Array
-  teacher_log_total: jax.Array
-  level: jax.Array
-  weight: jax.Array
+from kernels.linear_divergence.tpu_entries import Rows
 
 
 def gradients(

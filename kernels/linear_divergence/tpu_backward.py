@@ -16,31 +16,12 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.linear_divergence import tpu_blocks as lib
 from kernels.linear_divergence import tpu_entries as entries
 from kernels.linear_divergence.spec import DivergenceSpec
+from kernels.linear_divergence.tpu_entries import Rows
 from kernels.linear_divergence.tpu_second import log_probabilities
 
 # Entries of the outer loop's step. The hidden states' gradient is read and written in each.
 VOCAB_TILE = 2048
 _NOWHERE = -lib.FLOOR  # Above every id.
-
-
-class Rows(NamedTuple):
-  """What the gradient needs of a row, float32 [N]; log-probability = logit - maximum - log_total.
-
-  Attributes:
-    student_maximum: of the shaped logits.
-    student_log_total: log of the sum of exp(logit - maximum).
-    teacher_maximum: the same for the teacher.
-    teacher_log_total: the same for the teacher.
-    level: factor of -q in the gradient of every logit, see `tpu_entries`.
-    weight: cotangent of the loss over the student's temperature.
-  """
-
-  student_maximum: jax.Array
-  student_log_total: jax.Array
-  teacher_maximum: jax.Array
-  teacher_log_total: jax.Array
-  level: jax.Array
-  weight: jax.Array
 
 
 class Sparse(NamedTuple):

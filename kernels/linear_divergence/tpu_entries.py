@@ -4,12 +4,34 @@ With g the derivative of an entry to log q, d loss / d logit = g - q·level, lev
 the soft-cap's slope and over the temperature).
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from kernels.linear_divergence.spec import DivergenceSpec
 
 _FAR = 80.0  # exp of it is finite; entries this far apart in log-probability differ no more.
+
+
+class Rows(NamedTuple):
+  """What the gradient needs of a row, float32 [N]; log-probability = logit - maximum - log_total.
+
+  Attributes:
+    student_maximum: of the shaped logits.
+    student_log_total: log of the sum of exp(logit - maximum).
+    teacher_maximum: the same for the teacher.
+    teacher_log_total: the same for the teacher.
+    level: factor of -q in the gradient of every logit, see above.
+    weight: cotangent of the loss over the student's temperature.
+  """
+
+  student_maximum: jax.Array
+  student_log_total: jax.Array
+  teacher_maximum: jax.Array
+  teacher_log_total: jax.Array
+  level: jax.Array
+  weight: jax.Array
 
 
 def clips(spec: DivergenceSpec) -> bool:
