@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Collection
 
 from opsd_jax.config import require
+from opsd_jax.rollout.engine import config as engines
+from opsd_jax.rollout.engine.config import EngineConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +36,19 @@ class RolloutConfig:
     per_question: rollouts n of each question; B = Q·n.
     sampling: how each token is drawn.
     buckets: completion widths that the update may be compiled for; the longest row picks one.
+    engine: a server that draws the rollouts instead of our own sampler.
   """
 
   questions: int = 64
   per_question: int = 1
   sampling: SamplingConfig = SamplingConfig()
   buckets: tuple[int, ...] = ()
+  engine: EngineConfig = EngineConfig()
+
+
+def truncates(config: SamplingConfig) -> bool:
+  """Whether tokens are left out of the draw."""
+  return config.top_k is not None or config.top_p < 1 or config.min_p > 0
 
 
 def drawable(tokenizer_size: int, rows: int, control_ids: Collection[int]) -> int:
@@ -85,6 +94,7 @@ def validate(config: RolloutConfig, vocab: int) -> None:
     all(b > 0 for b in config.buckets) and list(config.buckets) == sorted(config.buckets),
     f'rollout.buckets is {config.buckets}; widths must be positive and ascending.',
   )
+  engines.validate(config.engine)
 
 
 def bucket(length: int, buckets: tuple[int, ...], largest: int) -> int:

@@ -74,7 +74,7 @@ def generate(
     per_question: rollouts n of each prompt.
     first: rollout index of each prompt's first row: what is drawn in parts is what is drawn at once.
     seed: of the run.
-    step: counts draws within a run (the update, or the evaluation round).
+    step: counts draws within a run (the update, or the evaluation round), and is the rows' `policy_version`.
     loss_temperature: temperature of `raw_logp`.
     valid_vocab: ids at and beyond it are never drawn.
     max_tokens: int32 [B] budgets of single rows, at most `config.max_tokens`; None for that maximum.
@@ -132,6 +132,7 @@ def _generate(
     raw_logp=state.raw_logp,
     behaviour_logp=state.behaviour_logp,
     rollout_index=_rollout_index(prompts, per_question, first),
+    policy_version=jnp.full_like(state.length, step.astype(jnp.int32)),
   )
 
 
