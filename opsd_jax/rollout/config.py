@@ -5,6 +5,8 @@ from collections.abc import Collection
 from typing import Literal
 
 from opsd_jax.config import require, require_choice
+from opsd_jax.rollout.engine import config as engines
+from opsd_jax.rollout.engine.config import EngineConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class RolloutConfig:
     sampling: how each token is drawn.
     decode: how many rows at a time, and in what memory.
     buckets: completion widths that the update may be compiled for; the longest row picks one.
+    engine: a server that draws the rollouts instead of our own sampler.
   """
 
   questions: int = 64
@@ -60,6 +63,12 @@ class RolloutConfig:
   sampling: SamplingConfig = SamplingConfig()
   decode: DecodeConfig = DecodeConfig()
   buckets: tuple[int, ...] = ()
+  engine: EngineConfig = EngineConfig()
+
+
+def truncates(config: SamplingConfig) -> bool:
+  """Whether tokens are left out of the draw."""
+  return config.top_k is not None or config.top_p < 1 or config.min_p > 0
 
 
 def drawable(tokenizer_size: int, rows: int, control_ids: Collection[int]) -> int:
@@ -119,6 +128,7 @@ def validate(config: RolloutConfig, vocab: int) -> None:
     all(b > 0 for b in config.buckets) and list(config.buckets) == sorted(config.buckets),
     f'rollout.buckets is {config.buckets}; widths must be positive and ascending.',
   )
+  engines.validate(config.engine)
 
 
 def bucket(length: int, buckets: tuple[int, ...], largest: int) -> int:

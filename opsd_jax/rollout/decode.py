@@ -83,7 +83,7 @@ def sample(
     per_question: rollouts n of each prompt.
     first: rollout index of each prompt's first row: what is drawn in parts is what is drawn at once.
     seed: of the run.
-    step: counts draws within a run (the update, or the evaluation round).
+    step: counts draws within a run (the update, or the evaluation round), and is the rows' `policy_version`.
     loss_temperature: temperature of `raw_logp`.
     valid_vocab: ids at and beyond it are never drawn.
     max_tokens: int32 [B] budgets of single rows, at most `config.max_tokens`; None for that maximum.
@@ -133,8 +133,16 @@ def _sample(setting, params, prompts, budget, counters, law) -> tuple[Rollout, j
   requests, state = begin(setting, params, prompts, budget, counters)
   state = slots.run(sampler_of(setting, params, law), requests, state, setting.config.compact)
   w = state.written
-  index = rollout_index(prompts, setting.per_question, counters.first)
-  return Rollout(w.ids, w.length, w.stopped, w.raw_logp, w.behaviour_logp, index), state.computed
+  rollout = Rollout(
+    ids=w.ids,
+    length=w.length,
+    stopped=w.stopped,
+    raw_logp=w.raw_logp,
+    behaviour_logp=w.behaviour_logp,
+    rollout_index=rollout_index(prompts, setting.per_question, counters.first),
+    policy_version=jnp.full_like(w.length, counters.step.astype(jnp.int32)),
+  )
+  return rollout, state.computed
 
 
 def sampler_of(setting: Setting, params: model.Params, law: drawing.Law) -> slots.Sampler:
