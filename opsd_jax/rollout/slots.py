@@ -94,7 +94,7 @@ def start(
     token, before = _inputs(requests, jnp.arange(total))
     request = jnp.where(requests.budget.reshape(groups, -1) > 0, request, total // groups)
   else:
-    slots, width = slots_of(slots, total, groups), budget + requests.prompt.kv.key.shape[2]
+    slots, width = slots_of(slots, total, groups), budget + requests.prompt.kv.key.shape[3]
     request = jnp.full((groups, slots // groups), total // groups, jnp.int32)
     token = before = jnp.zeros(slots, jnp.int32)
   zeros = jnp.zeros_like(request)
