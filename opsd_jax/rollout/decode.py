@@ -12,12 +12,12 @@ import numpy as np
 
 from opsd_jax.mesh import constrain
 from opsd_jax.models import model
-from opsd_jax.models.attention import soft_cap
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV, Context
 from opsd_jax.records import Prompts, Rollout
-from opsd_jax.rollout import sampling
+from opsd_jax.rollout import drawing, sampling
 from opsd_jax.rollout.config import SamplingConfig
+from opsd_jax.rollout.drawing import Law, Token, Truncation
 
 CACHE_AXES = ('layers', 'batch', 'length', 'kv_heads', 'head_dim')
 
@@ -90,8 +90,9 @@ def generate(
     np.uint32(seed),
     np.uint32(step),
     np.int32(first),
-    np.float32(loss_temperature),
-    config,
+    drawing.law_of(config, loss_temperature),
+    drawing.truncation_of(config),
+    config.max_tokens,
     eos_ids,
     per_question,
     valid_vocab,
@@ -107,7 +108,7 @@ def budgets(
   return np.minimum(asked, config.max_tokens).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 8, 9, 10, 11))
+@functools.partial(jax.jit, static_argnums=(0, 8, 9, 10, 11, 12))
 def _generate(
   spec,
   params,
@@ -116,15 +117,16 @@ def _generate(
   seed,
   step,
   first,
-  loss_temperature,
-  config,
+  law,
+  truncation,
+  max_tokens,
   eos_ids,
   per_question,
   valid_vocab,
 ) -> Rollout:
   params = model.for_decoding(spec, params)
-  rows, state = begin(spec, params, prompts, budget, seed, step, first, config, per_question)
-  state = go_on(spec, params, rows, state, config.max_tokens, loss_temperature, config, eos_ids, valid_vocab)
+  rows, state = begin(spec, params, prompts, budget, seed, step, first, max_tokens, per_question)
+  state = go_on(spec, params, rows, state, max_tokens, law, truncation, eos_ids, valid_vocab)
   return Rollout(
     ids=state.ids,
     length=state.length,
@@ -143,7 +145,7 @@ def begin(
   seed: jax.Array,
   step: jax.Array,
   first: jax.Array,
-  config: SamplingConfig,
+  max_tokens: int,
   per_question: int,
 ) -> tuple[Rows, Decoding]:
   """Reads the prompts: what stays for every row, and the state before the first token."""
@@ -153,7 +155,7 @@ def begin(
   keys = sampling.row_keys(seed, step, repeat(prompts.problem_id), index)
   token = repeat(model.last_token(prompts.ids, prompts.length))
   rows = Rows(prompt, repeat(prompts.length - 1), keys, budget)
-  return rows, _start(spec, token, config.max_tokens, budget)
+  return rows, _start(spec, token, max_tokens, budget)
 
 
 def _rollout_index(prompts: Prompts, per_question: int, first: jax.Array) -> jax.Array:
@@ -166,8 +168,8 @@ def go_on(
   rows: Rows,
   state: Decoding,
   until: int | jax.Array,
-  loss_temperature: float | jax.Array,
-  config: SamplingConfig,
+  law: Law,
+  truncation: Truncation,
   eos_ids: tuple[int, ...],
   valid_vocab: int | None,
 ) -> Decoding:
@@ -178,32 +180,18 @@ def go_on(
     hidden, kv = model.apply(
       spec, params, state.token[:, None], (rows.start + state.step)[:, None], (rows.prompt, cache)
     )
-    logits = _logits(spec, model.head(spec, params), hidden[:, 0], valid_vocab)
-    token, raw, behaviour = _draw(logits, rows.keys, state.step, config, loss_temperature)
-    return _advance(state, token, kv, raw, behaviour, rows.budget, eos_ids)
+    token = drawing.draw(
+      hidden[:, 0],
+      model.head(spec, params),
+      sampling.uniforms(rows.keys, state.step),
+      law,
+      truncation,
+      softcap=spec.final_softcap,
+      valid_vocab=valid_vocab,
+    )
+    return _advance(state, token, kv, rows.budget, eos_ids)
 
   return jax.lax.while_loop(lambda s: jnp.any(s.active) & (s.step < until), draw, state)
-
-
-def _logits(spec: ModelSpec, head: jax.Array, hidden: jax.Array, valid_vocab: int | None) -> jax.Array:
-  """float32 [B, V], soft-capped, -inf beyond the valid vocabulary."""
-  logits = jnp.einsum('bd,vd->bv', hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-  logits = soft_cap(logits, spec.final_softcap)
-  if valid_vocab is not None and valid_vocab < head.shape[0]:
-    logits = jnp.where(jnp.arange(head.shape[0])[None, :] < valid_vocab, logits, -jnp.inf)
-  return constrain(logits, 'batch', 'vocab')
-
-
-def _draw(logits, keys, position, config, loss_temperature):
-  """The next token [B], its raw log-prob [B] and its log-prob under the truncated distribution [B]."""
-  behaviour = sampling.truncate(logits, config)
-  if config.temperature == 0:
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  else:
-    token = sampling.inverse_cdf(behaviour, sampling.uniforms(keys, position))
-  at = functools.partial(jnp.take_along_axis, indices=token[:, None], axis=1)
-  raw = jax.nn.log_softmax(logits / loss_temperature, axis=-1)
-  return token, at(raw)[:, 0], at(behaviour)[:, 0]
 
 
 def _start(spec: ModelSpec, first: jax.Array, width: int, budget: jax.Array) -> Decoding:
@@ -225,7 +213,7 @@ def _start(spec: ModelSpec, first: jax.Array, width: int, budget: jax.Array) -> 
   )
 
 
-def _advance(state: Decoding, token, kv: KV, raw, behaviour, budget, eos_ids) -> Decoding:
+def _advance(state: Decoding, token: Token, kv: KV, budget, eos_ids) -> Decoding:
   """Writes one token of every active row; finished rows write zeros at padding."""
   t = state.step
 
@@ -239,15 +227,15 @@ def _advance(state: Decoding, token, kv: KV, raw, behaviour, budget, eos_ids) ->
     kv,
   )
   length = state.length + state.active
-  is_eos = jnp.isin(token, jnp.array(eos_ids, jnp.int32)) if eos_ids else jnp.zeros_like(state.active)
+  is_eos = jnp.isin(token.id, jnp.array(eos_ids, jnp.int32)) if eos_ids else jnp.zeros_like(state.active)
   stopped = state.stopped | (state.active & is_eos)
   return Decoding(
     step=t + 1,
-    token=token,
+    token=token.id,
     cache=cache,
-    ids=write(state.ids, token),
-    raw_logp=write(state.raw_logp, raw),
-    behaviour_logp=write(state.behaviour_logp, behaviour),
+    ids=write(state.ids, token.id),
+    raw_logp=write(state.raw_logp, token.raw_logp),
+    behaviour_logp=write(state.behaviour_logp, token.behaviour_logp),
     length=length,
     stopped=stopped,
     active=state.active & ~is_eos & (length < budget),

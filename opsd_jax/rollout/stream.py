@@ -15,7 +15,7 @@ from opsd_jax import mesh as meshes
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
-from opsd_jax.rollout import decode
+from opsd_jax.rollout import decode, drawing
 from opsd_jax.rollout.config import SamplingConfig
 
 
@@ -65,12 +65,13 @@ def stream(
   """
   budget = decode.budgets(prompts, per_question, config, max_tokens)
   counters = np.uint32(seed), np.uint32(step), np.int32(first)
-  rows, state, drawn = _begin(spec, params, prompts, budget, *counters, config, per_question)
+  law, truncation = drawing.law_of(config, 1.0), drawing.truncation_of(config)
+  rows, state, drawn = _begin(spec, params, prompts, budget, *counters, config.max_tokens, per_question)
   drawn = meshes.host(drawn)
   yield drawn
   done = 0
   while True:
-    state, drawn, now = _go_on(spec, params, rows, state, config, eos_ids, valid_vocab, every)
+    state, drawn, now = _go_on(spec, params, rows, state, law, truncation, eos_ids, valid_vocab, every)
     drawn, now = meshes.host((drawn, now))
     new = int(now) - done  # the columns before these were there the last time
     yield drawn._replace(ids=drawn.ids[:, drawn.ids.shape[1] - new :])
@@ -80,20 +81,20 @@ def stream(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7, 8))
-def _begin(spec, params, prompts, budget, seed, step, first, config, per_question):
+def _begin(spec, params, prompts, budget, seed, step, first, max_tokens, per_question):
   params = model.for_decoding(spec, params)
-  rows, state = decode.begin(spec, params, prompts, budget, seed, step, first, config, per_question)
+  rows, state = decode.begin(spec, params, prompts, budget, seed, step, first, max_tokens, per_question)
   state = _pinned(state)
   return rows, state, Drawn(state.ids[:, :0], state.length, state.stopped, state.active)
 
 
 # The state is donated: its cache is the largest thing after the parameters, and is written in place.
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7), donate_argnums=(3,))
-def _go_on(spec, params, rows, state, config, eos_ids, valid_vocab, every):
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8), donate_argnums=(3,))
+def _go_on(spec, params, rows, state, law, truncation, eos_ids, valid_vocab, every):
   params = model.for_decoding(spec, params)
-  until = jnp.minimum(state.step + every, config.max_tokens)
-  after = _pinned(decode.go_on(spec, params, rows, state, until, 1.0, config, eos_ids, valid_vocab))
-  width = min(every, config.max_tokens)
+  until = jnp.minimum(state.step + every, state.ids.shape[1])
+  after = _pinned(decode.go_on(spec, params, rows, state, until, law, truncation, eos_ids, valid_vocab))
+  width = min(every, state.ids.shape[1])
   first = jnp.maximum(after.step - width, 0)
   ids = jax.lax.dynamic_slice_in_dim(after.ids, first, width, axis=1)
   # Where fewer than `width` tokens exist, `first` is 0 and the new ones do not end the slice.
