@@ -19,7 +19,7 @@ from opsd_jax import mesh as meshes
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
-from opsd_jax.rollout import decode, sampling
+from opsd_jax.rollout import decode, drawing, sampling
 from opsd_jax.rollout.config import RolloutConfig, SamplingConfig, bucket, validate
 from tests.models.oracle import continuation_rows, float64, row_logits
 from tests.models.transformer_test import UNTIED, cube, make_params, one_device
@@ -283,13 +283,13 @@ def test_a_smaller_budget_gives_a_prefix():
 
 
 def test_the_loop_stops_with_the_last_row(monkeypatch):
-  steps, draw = [], decode._draw
+  steps, draw = [], decode.drawing.draw
 
-  def counted(*arguments):
+  def counted(*arguments, **more):
     jax.debug.callback(lambda: steps.append(1))
-    return draw(*arguments)
+    return draw(*arguments, **more)
 
-  monkeypatch.setattr(decode, '_draw', counted)
+  monkeypatch.setattr(decode.drawing, 'draw', counted)
   config = dataclasses.replace(GREEDY, max_tokens=30)  # compiled here and nowhere else
 
   def steps_of(**more):
@@ -352,9 +352,9 @@ def on_the_cube():
   params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), make_params(SPEC), born)
   with jax.set_mesh(mesh):
     prompts = meshes.shard_rows(mesh, make_prompts())
-    numbers = (jnp.uint32(0), jnp.uint32(0), jnp.uint32(0), jnp.float32(1))  # seed, step, first, temperature
+    numbers = (jnp.uint32(0), jnp.uint32(0), jnp.uint32(0), drawing.law_of(CONFIG, 1.0))  # seed, step, first
     lowered = decode._generate.lower(
-      SPEC, params, prompts, jnp.full(8, 6), *numbers, CONFIG, (EOS,), 2, VALID
+      SPEC, params, prompts, jnp.full(8, 6), *numbers, drawing.truncation_of(CONFIG), 6, (EOS,), 2, VALID
     )
     compiled = lowered.compile()
     rollout = compiled(params, prompts, jnp.full(8, 6), *numbers)

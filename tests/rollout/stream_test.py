@@ -11,6 +11,7 @@ import pytest
 
 from opsd_jax import mesh as meshes
 from opsd_jax.models import model
+from opsd_jax.rollout import drawing
 from opsd_jax.rollout import stream as lib
 from tests.models.transformer_test import make_params
 from tests.rollout import decode_test as whole
@@ -108,8 +109,9 @@ def test_the_cache_is_written_in_place():
   jitted, args = lib._go_on, functools.partial(make_params, SPEC)
   budget = np.full(4, CONFIG.max_tokens, np.int32)
   counters = np.uint32(0), np.uint32(0), np.int32(0)
-  kept, state, _ = lib._begin(SPEC, args(), make_prompts(), budget, *counters, CONFIG, 1)
-  compiled = jitted.lower(SPEC, args(), kept, state, CONFIG, (EOS,), VALID, 2).compile()
+  kept, state, _ = lib._begin(SPEC, args(), make_prompts(), budget, *counters, CONFIG.max_tokens, 1)
+  law = drawing.law_of(CONFIG, 1.0), drawing.truncation_of(CONFIG)
+  compiled = jitted.lower(SPEC, args(), kept, state, *law, (EOS,), VALID, 2).compile()
   donated = sum(x.nbytes for x in jax.tree.leaves(state))
   assert compiled.memory_analysis().alias_size_in_bytes >= donated
 
