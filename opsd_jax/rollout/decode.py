@@ -16,7 +16,7 @@ from opsd_jax.models.attention import soft_cap
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV, Context
 from opsd_jax.records import Prompts, Rollout
-from opsd_jax.rollout import sampling
+from opsd_jax.rollout import layout, sampling
 from opsd_jax.rollout.config import SamplingConfig
 
 CACHE_AXES = ('layers', 'batch', 'length', 'kv_heads', 'head_dim')
@@ -84,7 +84,7 @@ def generate(
   """
   return _generate(
     spec,
-    params,
+    layout.for_decoding(spec, params),
     prompts,
     budgets(prompts, per_question, config, max_tokens),
     np.uint32(seed),
@@ -122,7 +122,6 @@ def _generate(
   per_question,
   valid_vocab,
 ) -> Rollout:
-  params = model.for_decoding(spec, params)
   rows, state = begin(spec, params, prompts, budget, seed, step, first, config, per_question)
   state = go_on(spec, params, rows, state, config.max_tokens, loss_temperature, config, eos_ids, valid_vocab)
   return Rollout(

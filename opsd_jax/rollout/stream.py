@@ -15,7 +15,7 @@ from opsd_jax import mesh as meshes
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
-from opsd_jax.rollout import decode
+from opsd_jax.rollout import decode, layout
 from opsd_jax.rollout.config import SamplingConfig
 
 
@@ -46,8 +46,7 @@ def stream(
   """Samples the very ids that `decode.generate` does, and yields them every few tokens.
 
   The first `Drawn` holds no token (k = 0): it says that the prompts have been read. Prompts, caches and
-  all else stay on the device between dispatches; masters in another dtype than the model's are cast in
-  each, so give parameters in the compute dtype.
+  all else stay on the device between dispatches, and so does the copy of the parameters that is read.
 
   Args:
     spec: the model's shape.
@@ -63,6 +62,7 @@ def stream(
     max_tokens: int32 [B] budgets of single rows, at most `config.max_tokens`; None for that maximum.
     every: tokens of a dispatch.
   """
+  params = layout.for_decoding(spec, params)
   budget = decode.budgets(prompts, per_question, config, max_tokens)
   counters = np.uint32(seed), np.uint32(step), np.int32(first)
   rows, state, drawn = _begin(spec, params, prompts, budget, *counters, config, per_question)
@@ -81,7 +81,6 @@ def stream(
 
 @functools.partial(jax.jit, static_argnums=(0, 7, 8))
 def _begin(spec, params, prompts, budget, seed, step, first, config, per_question):
-  params = model.for_decoding(spec, params)
   rows, state = decode.begin(spec, params, prompts, budget, seed, step, first, config, per_question)
   state = _pinned(state)
   return rows, state, Drawn(state.ids[:, :0], state.length, state.stopped, state.active)
@@ -90,7 +89,6 @@ def _begin(spec, params, prompts, budget, seed, step, first, config, per_questio
 # The state is donated: its cache is the largest thing after the parameters, and is written in place.
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7), donate_argnums=(3,))
 def _go_on(spec, params, rows, state, config, eos_ids, valid_vocab, every):
-  params = model.for_decoding(spec, params)
   until = jnp.minimum(state.step + every, config.max_tokens)
   after = _pinned(decode.go_on(spec, params, rows, state, until, 1.0, config, eos_ids, valid_vocab))
   width = min(every, config.max_tokens)
