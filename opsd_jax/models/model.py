@@ -81,7 +81,7 @@ def apply(
     keep_kv: return the new tokens' keys and values.
 
   Returns:
-    Hidden states [B, S, D] after the final norm, and KV [L, B, S, K, H] or None.
+    Hidden states [B, S, D] after the final norm, and KV [L, B, K, S, H] or None.
   """
   if isinstance(params, Adapted):
     variables = {'params': params.base, 'lora': params.lora}

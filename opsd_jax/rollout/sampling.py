@@ -27,7 +27,7 @@ def row_keys(seed: int, step: jax.Array, problem_id: jax.Array, rollout_index: j
 
 def uniforms(keys: jax.Array, position: jax.Array) -> jax.Array:
   """float32 [B] in [0, 1): the one random number of each row at `position`."""
-  return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, position)))(keys)
+  return jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)))(keys, position)
 
 
 def truncate(logits: jax.Array, config: SamplingConfig) -> jax.Array:

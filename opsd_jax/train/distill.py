@@ -24,7 +24,9 @@ from opsd_jax.models import lora, model
 from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout, Shown
 from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
-from opsd_jax.train import ledger, loop, state, step
+from opsd_jax.rollout.engine import client
+from opsd_jax.rollout.source import Rollouts
+from opsd_jax.train import ledger, loop, parity, state, step
 from opsd_jax.train.config import parse_budget
 from opsd_jax.train.setup import Setup
 
@@ -46,7 +48,7 @@ def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -
     parse_budget(setup.loop),
     start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher),
     layout=shape,
-    update=_make_update(setup, initial, optimizer, shape, folder),
+    update=_make_update(setup, initial, optimizer, shape, folder, label),
     validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
   )
@@ -69,6 +71,7 @@ def _make_update(
   optimizer: optax.GradientTransformation,
   shape: state.TrainState,
   folder: str,
+  label: str,
 ):
   spec, vocab = setup.spec, setup.exam.valid_vocab
   score = jax.jit(scoring.score_teacher, static_argnums=0)
@@ -86,13 +89,15 @@ def _make_update(
   base = initial if setup.lora.rank else None  # whose head is then the student's and every teacher's
   with_head = setup.teacher.kind == 'frozen' and base is None
   frozen_head = model.head(spec, initial) if with_head else None
+  rollouts = source(setup)
 
   def update(weights: state.TrainState, number: int):
     began = time.monotonic()
     problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
     placed = meshes.shard_rows(setup.mesh, prompts)
-    rollout, sampled = roll_out(setup, complete(weights.params), placed, number)
+    sampled = roll_out(setup, rollouts, complete(weights.params), prompts, number)
+    rollout = meshes.shard_rows(setup.mesh, sampled)
     rolled = time.monotonic()
 
     seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
@@ -112,30 +117,61 @@ def _make_update(
       worn = 0 if setup.teacher.kind == 'frozen' else adapters
       spent += ledger.teacher_entry(spec, view.length, sampled.length, worn)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
-    metrics = describe(report, sampled, graded)
+    metrics = describe(report, sampled, graded) | compare_programs(setup, label, report, sampled, number)
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 
   return update
 
 
-def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int) -> tuple[Rollout, Rollout]:
-  """Rollouts of update `number`, cropped to the narrowest bucket: on the devices, on the host."""
-  config = setup.rollout
-  rollout = decode.generate(
-    setup.spec,
-    params,
-    prompts,
-    config.sampling,
-    eos_ids=setup.tokenizer.eos_ids,
-    per_question=config.per_question,
-    seed=setup.seed,
-    step=number,
-    loss_temperature=setup.objective.student_temperature,
-    valid_vocab=setup.exam.valid_vocab,
-  )
-  sampled = meshes.host(rollout)
-  width = bucket(int(sampled.length.max()), config.buckets, config.sampling.max_tokens)
-  return rollout.cropped(width), sampled.cropped(width)
+def source(setup: Setup) -> Rollouts:
+  """What draws the rollouts of a run: the server that `rollout.engine` names, or our own sampler."""
+  if setup.rollout.engine.url is None:
+    return own_sampler(setup)
+  eos_ids, vocab = setup.tokenizer.eos_ids, setup.exam.valid_vocab
+  run = client.Run(setup.spec, setup.lora, setup.weights.path, eos_ids, vocab, setup.seed)
+  return client.Client(setup.rollout, run)
+
+
+def own_sampler(setup: Setup) -> Rollouts:
+  """Rollouts drawn here, on the devices that train."""
+
+  def draw(params: model.Params, prompts: Prompts, number: int) -> Rollout:
+    rollout = decode.generate(
+      setup.spec,
+      params,
+      meshes.shard_rows(setup.mesh, prompts),
+      setup.rollout.sampling,
+      eos_ids=setup.tokenizer.eos_ids,
+      per_question=setup.rollout.per_question,
+      seed=setup.seed,
+      step=number,
+      loss_temperature=setup.objective.student_temperature,
+      valid_vocab=setup.exam.valid_vocab,
+    )
+    return meshes.host(rollout)
+
+  return draw
+
+
+def roll_out(
+  setup: Setup, rollouts: Rollouts, params: model.Params, prompts: Prompts, number: int
+) -> Rollout:
+  """Rollouts of update `number` on the host, cropped to the narrowest bucket."""
+  config, sampled = setup.rollout, rollouts(params, prompts, number)
+  return sampled.cropped(bucket(int(sampled.length.max()), config.buckets, config.sampling.max_tokens))
+
+
+def compare_programs(
+  setup: Setup, label: str, report: step.StepReport, sampled: Rollout, number: int
+) -> dict[str, float]:
+  """The parity meter of an update; warns where it is out of bounds."""
+  if report.logp_gap is None:
+    return {}
+  metrics = parity.measure(report.logp_gap, sampled, number)
+  message = parity.alarm(metrics, setup.loop.parity_alarm, setup.spec.dtype)
+  if message is not None:
+    parity.warn(label, number + 1, message)
+  return metrics | {'parity_alarm': int(message is not None)}
 
 
 def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:

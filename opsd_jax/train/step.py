@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from kernels.linear_logprob.api import linear_logprob
-from opsd_jax.distill import objective
+from opsd_jax.distill import correction, objective
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
 from opsd_jax.mesh import constrain
 from opsd_jax.models import lora, model
@@ -35,6 +35,8 @@ class StepReport:
     sums: statistics summed over the batch's tokens.
     tokens: number of tokens in those sums.
     token_loss: float32 [B, T], 0 on padding; None where it was not asked for.
+    logp_gap: float32 [B, T], the sampler's minus the scorer's log-prob of every sampled token, anything on
+      padding; None where the objective has no statistics.
   """
 
   loss: jax.Array
@@ -43,6 +45,7 @@ class StepReport:
   sums: dict[str, jax.Array]
   tokens: jax.Array
   token_loss: jax.Array | None
+  logp_gap: jax.Array | None = None
 
 
 def split(tree: Any, parts: int, groups: int) -> Any:
@@ -109,13 +112,19 @@ def make_distill_step(
     params = lora.complete(adapters, base, trained)
     hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, rollout.ids)
     head = constrain(model.head(spec, params), 'vocab', None)  # gathered over fsdp once, not once a chunk
+    corrected = config.correction != 'none'  # by factors that the comparison itself brings
+    known = None if corrected else weights
     loss, out = objective.compare(
-      hidden, head, scores, teacher_head, rollout.ids, config, valid_vocab, spec.final_softcap, weights
+      hidden, head, scores, teacher_head, rollout.ids, config, valid_vocab, spec.final_softcap, known
     )
     mask = rollout.mask
     loss = jnp.where(mask, loss, 0.0)
     sums = objective.statistics(loss, out, mask, rollout.raw_logp, config.token_clip)
-    return jnp.sum(weights * loss), (jax.lax.stop_gradient(sums), jax.lax.stop_gradient(loss))
+    if corrected:
+      factors = correction.factors(config, out.student_logp, rollout.raw_logp)
+      weights, sums = weights * factors, sums | correction.statistics(config, factors, mask)
+    gap = None if out.student_logp is None else rollout.raw_logp - out.student_logp
+    return jnp.sum(weights * loss), jax.lax.stop_gradient((sums, (loss, gap)))
 
   def update(
     state: TrainState, prompts: Prompts, rollout: Rollout, scores: TeacherScores, frozen_head, base=None
@@ -135,7 +144,8 @@ def make_distill_step(
     loss_of = functools.partial(loss_fn, base, teacher_head)
     (loss, sums, grads), rows = accumulate(loss_of, state.params, parts)
     state, norms, stepped = states.step(state, grads, loss, optimizer, teacher)
-    return state, StepReport(loss, norms, stepped, sums, jnp.sum(rollout.length), join(rows, questions))
+    per_token = jax.tree.map(lambda x: join(x, questions), rows)  # the loss, and the sampler's gap
+    return state, StepReport(loss, norms, stepped, sums, jnp.sum(rollout.length), *per_token)
 
   return _compile(update, layout)
 

@@ -87,6 +87,7 @@ def known_generate(spec, params, prompts, sampling, *, eos_ids, per_question, **
     stopped=np.array(stopped),
     raw_logp=zeros,
     behaviour_logp=zeros,
+    policy_version=np.zeros(len(zeros), np.int32),
     rollout_index=np.array([i for _, i in rows]),
   )
 

@@ -53,7 +53,7 @@ def generate(spec, params, prompts, sampling, *, eos_ids, per_question, **_):
   for row, text in enumerate(texts):
     ids[row, : len(text)] = text
   zeros, lengths = np.zeros(ids.shape, np.float32), np.array([len(t) for t in texts])
-  return Rollout(ids, lengths, np.ones(len(texts), bool), zeros, zeros, np.zeros(len(texts), int))
+  return Rollout(ids, lengths, np.ones(len(texts), bool), zeros, zeros, *np.zeros((2, len(texts)), int))
 
 
 def test_every_prompt_gets_the_width_that_the_longest_takes(file):
