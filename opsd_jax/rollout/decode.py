@@ -15,7 +15,7 @@ from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts, Rollout
 from opsd_jax.rollout import cache as caches
-from opsd_jax.rollout import drawing, sampling, slots
+from opsd_jax.rollout import drawing, layout, sampling, slots
 from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
 
 
@@ -96,7 +96,7 @@ def sample(
   setting = setting_of(spec, config, eos_ids, per_question, valid_vocab, decode)
   rollout, computed = _sample(
     setting,
-    params,
+    layout.for_decoding(spec, params),
     prompts,
     budgets(prompts, per_question, config, max_tokens),
     Counters(np.uint32(seed), np.uint32(step), np.int32(first)),
@@ -129,7 +129,6 @@ def budgets(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(setting, params, prompts, budget, counters, law) -> tuple[Rollout, jax.Array]:
-  params = model.for_decoding(setting.spec, params)
   requests, state = begin(setting, params, prompts, budget, counters)
   state = slots.run(sampler_of(setting, params, law), requests, state, setting.config.compact)
   w = state.written

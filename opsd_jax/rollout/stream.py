@@ -17,7 +17,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
 from opsd_jax.rollout import cache as caches
 from opsd_jax.rollout import decode as decoding
-from opsd_jax.rollout import drawing, slots
+from opsd_jax.rollout import drawing, layout, slots
 from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
 
 
@@ -49,8 +49,7 @@ def stream(
   """Samples the very ids that `decode.generate` does, and yields them every few tokens.
 
   The first `Drawn` holds no token (k = 0): it says that the prompts have been read. Prompts, caches and
-  all else stay on the device between dispatches; masters in another dtype than the model's are cast in
-  each, so give parameters in the compute dtype.
+  all else stay on the device between dispatches, and so does the copy of the parameters that is read.
 
   Args:
     spec: the model's shape.
@@ -71,6 +70,7 @@ def stream(
   budget = decoding.budgets(prompts, per_question, config, max_tokens)
   counters = decoding.Counters(np.uint32(seed), np.uint32(step), np.int32(first))
   law = drawing.law_of(config, 1.0)
+  params = layout.for_decoding(spec, params)
   requests, state, drawn = _begin(setting, params, prompts, budget, counters)
   drawn = meshes.host(drawn)
   yield drawn
@@ -84,7 +84,6 @@ def stream(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _begin(setting, params, prompts, budget, counters):
-  params = model.for_decoding(setting.spec, params)
   requests, state = decoding.begin(setting, params, prompts, budget, counters)
   w = state.written
   return requests, _pinned(state), Drawn(w.ids[:, :0], w.length, w.stopped, ~w.ended)
@@ -93,7 +92,6 @@ def _begin(setting, params, prompts, budget, counters):
 # The state is donated: its cache is the largest thing after the parameters, and is written in place.
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=4)
 def _go_on(setting, params, law, requests, state, every):
-  params = model.for_decoding(setting.spec, params)
   before = state.written.length
   every = min(every, setting.max_tokens)
   sampler = decoding.sampler_of(setting, params, law)
