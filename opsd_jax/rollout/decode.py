@@ -47,7 +47,9 @@ class Sampled(NamedTuple):
   token_positions: jax.Array  # int32, steps times rows, idle ones among them
 
 
-def generate(spec: ModelSpec, params: model.Params, prompts: Prompts, config: SamplingConfig, **more) -> Rollout:
+def generate(
+  spec: ModelSpec, params: model.Params, prompts: Prompts, config: SamplingConfig, **more
+) -> Rollout:
   """The rollouts of `sample`, which says what the arguments are."""
   return sample(spec, params, prompts, config, **more).rollout
 

@@ -66,7 +66,6 @@ def stream(
     decode: how many rows at a time; `compact` has no effect here.
     every: tokens of a dispatch.
   """
-  params = layout.for_decoding(spec, params)
   setting = decoding.setting_of(spec, config, eos_ids, per_question, valid_vocab, decode)
   budget = decoding.budgets(prompts, per_question, config, max_tokens)
   counters = decoding.Counters(np.uint32(seed), np.uint32(step), np.int32(first))
