@@ -80,7 +80,7 @@ def sample(
     spec: the model's shape.
     params: parameter tree, already sharded.
     prompts: Q right-padded prompts.
-    config: temperature, truncation and token budget. Another temperature, top-p or min-p does not compile anew.
+    config: temperature, truncation and token budget. A new temperature, top-p or min-p compiles nothing.
     eos_ids: ids that end a row; each is kept as the row's last token.
     per_question: rollouts n of each prompt.
     first: rollout index of each prompt's first row: what is drawn in parts is what is drawn at once.

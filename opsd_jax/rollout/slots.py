@@ -1,8 +1,8 @@
 """One compiled loop for more requests than rows: a row that has ended takes the next request inside it.
 
 Axis letters: Q questions, n rollouts of each, R = Q·n requests, S slots (rows that are decoded at a time),
-P prompt tokens, T token budget, W = P - 1 + T columns of a slot's cache. Slots and requests are split into G groups,
-one for each shard of the rows: a request is served by a slot of its own shard, so that no prompt travels.
+P prompt tokens, T token budget, W = P - 1 + T columns of a slot's cache. Slots and requests are split into G
+groups, one a shard of the rows: a request is served by a slot of its own shard, so that no prompt travels.
 """
 
 import functools
