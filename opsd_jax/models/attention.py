@@ -4,7 +4,7 @@ Axis letters: B rows, S new tokens, N query heads, K key/value heads, G = N / K,
 R rows of a context (R divides B: context row r serves B / R consecutive rows), C context tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,6 +34,18 @@ class Window(NamedTuple):
   positions: jax.Array
 
 
+class Segments(NamedTuple):
+  """Several sequences in one row: `group` and `branch`, int32 [B, S].
+
+  A token sees the tokens before it in the row that are of its own group and either of branch 0, which is
+  the group's common beginning, or of its own branch. Sequences that share nothing are groups of one
+  branch.
+  """
+
+  group: jax.Array
+  branch: jax.Array
+
+
 def attend(
   query: jax.Array,
   key: jax.Array,
@@ -43,6 +55,7 @@ def attend(
   scale: float,
   softcap: float | None = None,
   window: Window | None = None,
+  segments: Segments | None = None,
 ) -> jax.Array:
   """Causal attention over the new tokens, full attention over each context's first tokens.
 
@@ -55,7 +68,8 @@ def attend(
     contexts: what each row has read before.
     scale: multiplies the scores.
     softcap: c in c·tanh(score / c), before any masking, or None.
-    window: what every token sees; None for all. A row's positions are consecutive.
+    window: what every token sees; None for all. Without segments a row's positions are consecutive.
+    segments: which of a row's new tokens belong together; None for all. Contexts are seen by all.
 
   Returns:
     [B, S, N, H] in the dtype of `value`. Scores and softmax are float32.
@@ -71,7 +85,7 @@ def attend(
   own = shaped(jnp.einsum('bskgh,btkh->bkgst', query, key, preferred_element_type=jnp.float32))
   scores = [_masked(shaped(_context_scores(query, c.key)), c, window) for c in contexts]
   scores = [s.reshape(batch, kv_heads, heads // kv_heads, steps, -1) for s in scores]
-  scores.append(jnp.where(_own_visible(steps, window)[None, None, None], own, MASKED))
+  scores.append(jnp.where(_own_visible(steps, window, segments)[:, None, None], own, MASKED))
 
   probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(value.dtype)
   out, start = jnp.zeros((), value.dtype), 0
@@ -88,13 +102,22 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def _own_visible(steps: int, window: Window | None) -> jax.Array:
-  """bool [S, S], which new tokens a new token attends to."""
-  causal = jnp.tril(jnp.ones((steps, steps), bool))
-  if window is None:
-    return causal
-  age = jnp.arange(steps)[:, None] - jnp.arange(steps)[None, :]
-  return causal & (age < window.size)
+def _own_visible(steps: int, window: Window | None, segments: Segments | None) -> jax.Array:
+  """bool [B, S, S], or [1, S, S] where rows are alike: which new tokens a new token attends to."""
+  visible = jnp.tril(jnp.ones((1, steps, steps), bool))
+  if segments is not None:
+    visible &= _pairs(jnp.equal, segments.group)
+    visible &= _pairs(jnp.equal, segments.branch) | (segments.branch == 0)[:, None, :]
+  if window is not None:
+    # Of tokens that see each other, positions differ as they would in a row of their own.
+    at = jnp.arange(steps)[None] if segments is None else window.positions
+    visible &= _pairs(jnp.subtract, at) < window.size
+  return visible
+
+
+def _pairs(compare: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+  """compare(x[b, s], x[b, t]) for every s and t, [B, S, S]."""
+  return compare(x[:, :, None], x[:, None, :])
 
 
 def _context_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
