@@ -100,8 +100,8 @@ def micro_batches(questions: int, widest: int, micro_tokens: int | None, shards:
 
   `widest` is the number of positions that a question takes in any role.
   """
-  even = [n for n in range(1, questions + 1) if questions % n == 0]
-  even = [n for n in even if questions // n % shards == 0] or even[:1]
+  equal = [n for n in range(1, questions + 1) if questions % n == 0]
+  even = [n for n in equal if questions // n % shards == 0] or equal
   fitting = [n for n in even if micro_tokens is None or questions // n * widest <= micro_tokens]
   return (fitting or even[-1:])[0]
 

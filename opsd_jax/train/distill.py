@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -16,12 +17,12 @@ from opsd_jax import files
 from opsd_jax import mesh as meshes
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.data.source import problems_of_update
-from opsd_jax.distill import scoring, teachers, views
+from opsd_jax.distill import packing, scoring, teachers, views
 from opsd_jax.evaluate import accuracy as accuracies
 from opsd_jax.evaluate import retention
 from opsd_jax.grade import grading
 from opsd_jax.models import lora, model
-from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout, Shown
+from opsd_jax.records import Graded, Plan, Problem, Prompts, Role, Rollout, Shown
 from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
 from opsd_jax.train import ledger, loop, state, step
@@ -78,11 +79,10 @@ def _make_update(
     setup.teacher,
     optimizer,
     valid_vocab=vocab,
-    micro_batches=setup.loop.micro_batches,
     layout=state.shardings(shape),
     adapters=setup.lora,
   )
-  complete, adapters = functools.partial(lora.complete, setup.lora, initial), lora.size(setup.lora, spec)
+  complete = functools.partial(lora.complete, setup.lora, initial)
   base = initial if setup.lora.rank else None  # whose head is then the student's and every teacher's
   with_head = setup.teacher.kind == 'frozen' and base is None
   frozen_head = model.head(spec, initial) if with_head else None
@@ -98,24 +98,45 @@ def _make_update(
     seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
     trees = complete(weights.teacher), complete(weights.params)
     teacher = teachers.params_for(setup.teacher, initial, *trees)
-    scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout)
-    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base)
+    plan = packing.plan(
+      prompts,
+      seen,
+      sampled,
+      packing=setup.loop.packing,
+      micro_tokens=setup.loop.micro_tokens,
+      shards=meshes.row_shards(setup.mesh),
+    )
+    laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
+    scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
+    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out)
     report = meshes.host(report)
 
     graded = grade(setup, problems, sampled)
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
       show_rollouts(setup, folder, number + 1, problems, sampled, graded, report.token_loss)
-    spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters)
-    spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters)
-    for view in seen:
-      worn = 0 if setup.teacher.kind == 'frozen' else adapters
-      spent += ledger.teacher_entry(spec, view.length, sampled.length, worn)
+    spent = entries(setup, prompts, seen, sampled, plan)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
     metrics = describe(report, sampled, graded)
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 
   return update
+
+
+def entries(
+  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], sampled: Rollout, plan: Plan
+) -> ledger.Ledger:
+  """What an update took: the rollouts, the student's loss and every view of the teacher."""
+  spec, adapters = setup.spec, lora.size(setup.lora, setup.spec)
+  drawn = ledger.sampled_positions(prompts, sampled)
+  spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters, drawn)
+  read = ledger.read_positions(plan, plan.student, prompts, sampled)
+  spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
+  worn = 0 if setup.teacher.kind == 'frozen' else adapters
+  for view, how in zip(seen, plan.teacher, strict=True):
+    read = ledger.read_positions(plan, how, view, sampled)
+    spent += ledger.teacher_entry(spec, view.length, sampled.length, worn, read)
+  return spent
 
 
 def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int) -> tuple[Rollout, Rollout]:

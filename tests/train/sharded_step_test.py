@@ -135,18 +135,24 @@ class Outcome:
     return self.state.optimizer[0].trace
 
 
-def update(where, kind='frozen', micro_batches=1, teacher_seed=1, batch=None, implementation='chunked'):
-  """An update of student 0, taught by the weights of `teacher_seed`."""
+def update(
+  where, kind='frozen', micro_batches=1, teacher_seed=1, batch=None, implementation='chunked', **planned
+):
+  """An update of student 0, taught by the weights of `teacher_seed`; `planned` are settings of the plan."""
   mesh = MESHES[where]()
+  plan = packing.everything(QUESTIONS, PER_QUESTION, WIDTH, parts=micro_batches)
+  if planned:
+    asked, told, drawn = make_batch() if batch is None else batch
+    plan = packing.plan(asked, [told], drawn, shards=meshes.row_shards(mesh), **planned)
+    plan = meshes.shard_rows(mesh, plan, axis=1)
   prompts, seen, rollout = meshes.shard_rows(mesh, make_batch() if batch is None else batch)
   params, teacher = placed(mesh, 0), placed(mesh, teacher_seed)
   with jax.set_mesh(mesh):
-    plan = packing.everything(QUESTIONS, PER_QUESTION, WIDTH, parts=micro_batches)
     scores = score(teacher, [seen], rollout, plan)
     head = model.head(SPEC, teacher) if kind == 'frozen' else None
     state = TrainState(params, OPTIMIZER.init(params), teacher if kind == 'ema' else None)
     make = functools.partial(distill_step, kind, implementation, params)
-    key = (where, kind, micro_batches, implementation)
+    key = (where, kind, micro_batches, implementation, *planned.items())
     return Outcome(*call(key, make, state, prompts, rollout, scores, head, None, plan))
 
 
