@@ -88,6 +88,8 @@ class Computed:
     """FLOPs of forward and backward, with what the model computes again in between."""
     frozen = _frozen_flops(spec, self.positions, self.projected) if adapters else 0
     body = Computed(self.positions, self.pairs, 0).forward(spec, adapters)
+    if not spec.post_norms:  # Nothing but the sum reads what a block's last product makes.
+      body -= 2 * spec.num_layers * spec.embed_dim * spec.mlp_dim * self.positions
     again = {'none': 0, 'dots': attention_flops(spec, self.pairs), 'full': body}[spec.remat]
     return _BACKWARD * self.forward(spec, adapters) - frozen + again
 
