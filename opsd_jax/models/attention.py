@@ -16,7 +16,7 @@ MASKED = jnp.finfo(jnp.float32).min
 
 
 class Read(NamedTuple):
-  """One layer of a run of tokens already read: key and value [R, C, K, H]; length and start int32 [R].
+  """One layer of a run of tokens already read: key and value [R, K, C, H]; length and start int32 [R].
 
   Entry c is the token at position `start + c`; those at and beyond `length` are ignored.
   """
@@ -90,7 +90,7 @@ def attend(
   probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(value.dtype)
   out, start = jnp.zeros((), value.dtype), 0
   for context in contexts:
-    width_c = context.value.shape[1]
+    width_c = context.value.shape[2]
     out = out + _context_values(probs[..., start : start + width_c], context.value)
     start += width_c
   out = out + jnp.einsum('bkgst,btkh->bskgh', probs[..., start:], value)
@@ -125,7 +125,7 @@ def _context_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
   batch, steps, kv_heads, group, width = query.shape
   rows = keys.shape[0]
   shared = query.reshape(rows, batch // rows, steps, kv_heads, group, width)
-  return jnp.einsum('rnskgh,rckh->rnkgsc', shared, keys, preferred_element_type=jnp.float32)
+  return jnp.einsum('rnskgh,rkch->rnkgsc', shared, keys, preferred_element_type=jnp.float32)
 
 
 def _masked(scores: jax.Array, context: Read, window: Window | None) -> jax.Array:
@@ -144,5 +144,5 @@ def _context_values(probs: jax.Array, values: jax.Array) -> jax.Array:
   batch, kv_heads, group, steps, size = probs.shape
   rows, width = values.shape[0], values.shape[-1]
   shared = probs.reshape(rows, batch // rows, kv_heads, group, steps, size)
-  out = jnp.einsum('rnkgsc,rckh->rnskgh', shared, values)
+  out = jnp.einsum('rnkgsc,rkch->rnskgh', shared, values)
   return out.reshape(batch, steps, kv_heads, group, width)

@@ -79,7 +79,7 @@ def apply(
     segments: which tokens of a row belong together; None where a row is one sequence.
 
   Returns:
-    Hidden states [B, S, D] after the final norm, and KV [L, B, S, K, H] or None.
+    Hidden states [B, S, D] after the final norm, and KV [L, B, K, S, H] or None.
   """
   if isinstance(params, Adapted):
     variables = {'params': params.base, 'lora': params.lora}

@@ -22,7 +22,8 @@ from opsd_jax.models.spec import ModelSpec
 
 @flax.struct.dataclass
 class KV:
-  """Keys (rotated) and values of a run of tokens, each [L, R, C, K, H]."""
+  """Keys (rotated) and values of a run of tokens, each [L, R, K, C, H]: a head's tokens lie together,
+  which is how a decode step reads them."""
 
   key: jax.Array
   value: jax.Array
@@ -33,7 +34,7 @@ class Context:
   """Tokens already read. Row r serves B / R consecutive rows of the call.
 
   Attributes:
-    kv: keys and values, [L, R, C, K, H].
+    kv: keys and values, [L, R, K, C, H].
     length: int32 [R]; entries at and beyond it are ignored.
     start: int32 [R], position of the first entry; the others follow it one by one.
   """
@@ -97,7 +98,9 @@ class Attention(nn.Module):
       segments=place.segments,
     )
     wide = {'heads': s.num_heads, 'head_dim': s.head_dim}
-    return linear(self, 'out', mixed, wide, {'embed': s.embed_dim}), KV(key, value)
+    return linear(self, 'out', mixed, wide, {'embed': s.embed_dim}), KV(
+      jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    )
 
   def _project(self, x: jax.Array, name: str, axis: str, heads: int) -> jax.Array:
     s = self.spec
@@ -159,7 +162,7 @@ class Transformer(nn.Module):
     contexts: tuple[Context, ...] = (),
     segments: attention.Segments | None = None,
   ) -> tuple[jax.Array, KV | None]:
-    """tokens and positions int32 [B, S] -> hidden [B, S, D] and the tokens' KV [L, B, S, K, H]."""
+    """tokens and positions int32 [B, S] -> hidden [B, S, D] and the tokens' KV [L, B, K, S, H]."""
     s = self.spec
     x = self._embed(tokens)
     place = Place(

@@ -19,7 +19,7 @@ from opsd_jax.records import Prompts, Rollout
 from opsd_jax.rollout import sampling
 from opsd_jax.rollout.config import SamplingConfig
 
-CACHE_AXES = ('layers', 'batch', 'length', 'kv_heads', 'head_dim')
+CACHE_AXES = ('layers', 'batch', 'kv_heads', 'length', 'head_dim')
 
 
 class Rows(NamedTuple):
@@ -36,7 +36,7 @@ class Decoding(NamedTuple):
 
   step: jax.Array
   token: jax.Array  # int32 [B], the next input
-  cache: KV  # [L, B, T, K, H] of the completion so far; the prompt's is shared and read-only
+  cache: KV  # [L, B, K, T, H] of the completion so far; the prompt's is shared and read-only
   ids: jax.Array  # int32 [B, T]
   raw_logp: jax.Array  # float32 [B, T]
   behaviour_logp: jax.Array  # float32 [B, T]
@@ -209,7 +209,7 @@ def _draw(logits, keys, position, config, loss_temperature):
 def _start(spec: ModelSpec, first: jax.Array, width: int, budget: jax.Array) -> Decoding:
   """The state before the first token. The cache is declared sharded, or it would be replicated."""
   rows = first.shape[0]
-  shape = (spec.num_layers, rows, width, spec.num_kv_heads, spec.head_dim)
+  shape = (spec.num_layers, rows, spec.num_kv_heads, width, spec.head_dim)
   cache = KV(*(constrain(jnp.zeros(shape, spec.dtype), *CACHE_AXES) for _ in range(2)))
   zeros = jnp.zeros((rows, width), jnp.float32)
   return Decoding(
@@ -234,7 +234,7 @@ def _advance(state: Decoding, token, kv: KV, raw, behaviour, budget, eos_ids) ->
     return jax.lax.dynamic_update_slice(array, column[:, None], (0, t))
 
   cache = jax.tree.map(
-    lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, t, 0, 0)),
+    lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, 0, t, 0)),
     state.cache,
     kv,
   )

@@ -77,7 +77,7 @@ def compiled_flops(spec, before, new, with_head):
   """What XLA counts for one row of `new` tokens after a context of `before`."""
   mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
   tokens = jnp.zeros((1, new), jnp.int32)
-  shape = (spec.num_layers, 1, before, spec.num_kv_heads, spec.head_dim)
+  shape = (spec.num_layers, 1, spec.num_kv_heads, before, spec.head_dim)
   kv, one = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
   contexts = (Context(KV(kv, kv), one, one),) if before else ()
 

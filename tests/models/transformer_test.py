@@ -105,7 +105,7 @@ def test_matches_numpy(changes):
   params, (tokens, _, _) = make_params(spec), make_rows([7, 7], 1, 1)
   hidden, kv = whole_rows(spec, params, tokens)
   assert hidden.dtype == jnp.float32
-  assert kv.key.shape == (spec.num_layers, 2, 7, spec.num_kv_heads, spec.head_dim) == kv.value.shape
+  assert kv.key.shape == (spec.num_layers, 2, spec.num_kv_heads, 7, spec.head_dim) == kv.value.shape
   for row in range(2):
     np.testing.assert_allclose(hidden[row], decode_row(spec, params, tokens[row]), **HIDDEN)
 
@@ -146,7 +146,7 @@ def test_prompts_are_read_without_their_last_token():
   read = quick_jit(model.read_prompts, static_argnums=0)
   context = read(SPEC, make_params(SPEC), prompts, lengths)
   np.testing.assert_array_equal(context.length, [0, 2, 4])
-  assert context.kv.key.shape[2] == 4
+  assert context.kv.key.shape[3] == 4
   np.testing.assert_array_equal(
     model.last_token(prompts, lengths), [prompts[0, 0], prompts[1, 2], prompts[2, 4]]
   )
@@ -163,7 +163,7 @@ def test_a_shared_context_and_an_own_one_match_whole_rows():
   def in_two_calls(params):
     prompt = model.read_prompts(SPEC, params, prompts, lengths)
     _, kv = model.apply(SPEC, params, inputs[:, :2], positions[:, :2], (prompt,))
-    padded = jax.tree.map(lambda x: jnp.concatenate([x, 7 * jnp.ones_like(x)], axis=2), kv)
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, 7 * jnp.ones_like(x)], axis=3), kv)
     cache = Context(padded, jnp.full(4, 2), positions[:, 0])
     return model.apply(SPEC, params, inputs[:, 2:4], positions[:, 2:], (prompt, cache), keep_kv=False)
 
@@ -438,7 +438,7 @@ def test_compiled_outputs_are_sharded():
   hidden, kv = lowered_on(cube()).compile().output_shardings
   rows = ('data', 'fsdp')
   assert hidden.spec == PartitionSpec(rows)
-  assert kv.key.spec == kv.value.spec == PartitionSpec(None, rows, None, 'tensor')
+  assert kv.key.spec == kv.value.spec == PartitionSpec(None, rows, 'tensor')
 
 
 # Specs that make no model.

@@ -91,14 +91,14 @@ def token_by_token(spec, params, prompts, lengths, tail):
   start = jnp.repeat(lengths - 1, repeats)
   first = jnp.repeat(model.last_token(prompts, lengths), repeats)
   inputs = jnp.concatenate([first[:, None], tail[:, :-1]], axis=1)
-  shape = (spec.num_layers, *inputs.shape, spec.num_kv_heads, spec.head_dim)
+  shape = (spec.num_layers, len(inputs), spec.num_kv_heads, inputs.shape[1], spec.head_dim)
   cache = jax.tree.map(lambda x: jnp.full(shape, 7.0), prompt.kv)
 
   def step(cache, t):
     own = Context(cache, jnp.full(len(inputs), t), start)
     token = jax.lax.dynamic_slice_in_dim(inputs, t, 1, axis=1)
     hidden, kv = model.apply(spec, params, token, (start + t)[:, None], (prompt, own))
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t, axis=2)
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t, axis=3)
     return jax.tree.map(put, cache, kv), hidden[:, 0]
 
   _, hidden = jax.lax.scan(step, cache, jnp.arange(inputs.shape[1]))
@@ -159,9 +159,9 @@ def test_a_shared_prompt_is_not_copied_for_its_rows(name):
   spec = SPECS[name]
   rows = make_rows([3, 5, 12], 2, 7)
   text = str(jax.make_jaxpr(lambda p: model.continuation_hidden(spec, p, *rows))(make_params(spec)))
-  tail = f'{spec.num_kv_heads},{spec.head_dim}]'
-  assert f'[3,11,{tail}' in text
-  assert f'[6,11,{tail}' not in text and f'[3,2,11,{tail}' not in text
+  kv = f'{spec.num_kv_heads},11,{spec.head_dim}]'
+  assert f'[3,{kv}' in text
+  assert f'[6,{kv}' not in text and f'[3,2,{kv}' not in text
 
 
 def test_local_layers_compute_the_same_on_a_mesh():

@@ -367,10 +367,10 @@ def test_eight_devices_draw_the_same_tokens():
 
 def test_the_cache_is_sharded_on_eight_devices():
   written, compiled, _ = on_the_cube()
-  # [layers, rows, tokens, key/value heads, width]: rows over four devices, heads over two.
-  layout = '<@mesh, [{}, {"data", "fsdp"}, {}, {"tensor"}, {}]> : tensor<2x8x6x2x4xf32>'
+  # [layers, rows, key/value heads, tokens, width]: rows over four devices, heads over two.
+  layout = '<@mesh, [{}, {"data", "fsdp"}, {"tensor"}, {}, {}]> : tensor<2x8x2x6x4xf32>'
   assert written.count(layout) == 2  # keys and values
-  assert 'f32[2,2,6,1,4]' in compiled and 'f32[2,8,6,2,4]' not in compiled
+  assert 'f32[2,2,1,6,4]' in compiled and 'f32[2,8,2,6,4]' not in compiled
 
 
 # Widths an update may be compiled for.
