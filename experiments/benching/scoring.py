@@ -25,6 +25,7 @@ from opsd_jax.distill import objective, packing, scoring, views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import model
+from opsd_jax.models.attention import own_pairs
 from opsd_jax.models.sizes import SIZES
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Plan, Prompts, Rollout, length_mask
@@ -245,7 +246,7 @@ def _computed(student: Prompts, teacher: Prompts, rollout: Rollout) -> dict[str,
   needed += ledger.teacher_entry(BIG, teacher.length, rollout.length).flops
   rows, steps_ = rollout.ids.shape
   alone = [
-    ledger.Computed(rows * width, rows * width**2, rows * steps_)
+    ledger.Computed(rows * width, rows * own_pairs(width), rows * steps_)
     for width in (p.ids.shape[1] - 1 + steps_ for p in (student, teacher))
   ]
   found = {WHOLE: alone[0].backward(BIG, 0) + alone[1].forward(BIG, 0)}

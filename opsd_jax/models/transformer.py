@@ -87,7 +87,7 @@ class Attention(nn.Module):
       query, key = RMSNorm(s, name='query_norm')(query), RMSNorm(s, name='key_norm')(key)
     turn = place.rotary_of(local)
     query, key = rotary.rotate(query, turn), rotary.rotate(key, turn)
-    mixed = attention.attend(
+    mixed = attention.attend_in_blocks(
       query,
       key,
       value,

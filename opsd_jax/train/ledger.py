@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from opsd_jax.models.attention import own_pairs
 from opsd_jax.models.flops import attention_flops, computed_flops, forward_flops, matmul_params
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Plan, Prompts, Reading, Rollout
@@ -98,7 +99,7 @@ def padded_positions(prompts: tuple[int, int], completions: tuple[int, int], pro
   """Prompts [Q, P] read but for their last token, then completions [B, T] after them."""
   (questions, width), (rows, steps) = prompts, completions
   before = max(width - 1, 1)
-  pairs = questions * before**2 + rows * steps * (before + steps)
+  pairs = questions * own_pairs(before) + rows * (steps * before + own_pairs(steps))
   return Computed(questions * before + rows * steps, pairs, projected)
 
 
@@ -106,8 +107,8 @@ def read_positions(plan: Plan, how: Reading, prompts: Prompts, rollout: Rollout)
   """What one role's model goes through under the plan."""
   if how.rows is None:
     return padded_positions(prompts.ids.shape, rollout.ids.shape, plan.origin.size)
-  positions = how.rows.source.size
-  return Computed(positions, positions * how.rows.source.shape[-1], plan.origin.size)
+  positions, width = how.rows.source.size, how.rows.source.shape[-1]
+  return Computed(positions, positions // width * own_pairs(width), plan.origin.size)
 
 
 def sampled_positions(prompts: Prompts, rollout: Rollout, spent: tuple[int, int] | None = None) -> Computed:
@@ -119,7 +120,8 @@ def sampled_positions(prompts: Prompts, rollout: Rollout, spent: tuple[int, int]
   rows, budget = rollout.ids.shape
   before = max(width - 1, 1)
   read, decoded = (questions * before, rows * int(np.max(rollout.length))) if spent is None else spent
-  return Computed(read + decoded, read * before + decoded * (before + budget), decoded)
+  prefilled = read * own_pairs(before) // before
+  return Computed(read + decoded, prefilled + decoded * (before + budget), decoded)
 
 
 def _read_flops(spec: ModelSpec, prompts: np.ndarray, completions: np.ndarray, adapters: int) -> int:

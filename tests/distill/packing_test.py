@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from opsd_jax.distill import packing, reading
+from opsd_jax.models import attention
 from opsd_jax.records import Prompts, Reading, Rollout
 from tests.models.oracle import decode_row
 from tests.models.transformer_test import HIDDEN, SPEC, make_params, quick_jit
@@ -132,7 +133,14 @@ def check_origin(plan, rollout):
   assert plan.origin.max() <= rollout.ids.size
 
 
-# The states themselves.
+# The states themselves. Attention goes over fewer queries at a time than any real row has.
+
+
+@pytest.fixture(autouse=True, scope='module')
+def small_blocks():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(attention, 'BLOCK', 5)
+    yield
 
 
 @functools.partial(quick_jit, static_argnums=0)

@@ -13,7 +13,7 @@ import pytest
 from experiments.benching import flops as products
 from opsd_jax.distill import packing, reading, scoring
 from opsd_jax.mesh import MeshConfig, make_mesh
-from opsd_jax.models import flops, lora, model
+from opsd_jax.models import attention, flops, lora, model
 from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts, Rollout
@@ -158,6 +158,13 @@ def params_of(spec, adapters):
   return base, lora.abstract(ADAPTERS, spec, mesh) if adapters else None
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Attention goes over fewer queries at a time than rows have."""
+  monkeypatch.setattr(attention, 'BLOCK', 3)
+
+
+@pytest.mark.usefixtures('small_blocks')
 @pytest.mark.parametrize('settings', LAYOUTS)
 def test_the_teacher_computes_what_the_ledger_says(settings):
   prompts, rollout = make_update()
