@@ -13,7 +13,7 @@ import numpy as np
 from opsd_jax import mesh as meshes
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Prompts, Rollout
+from opsd_jax.records import Prompts, Rollout, Sampled
 from opsd_jax.rollout import cache as caches
 from opsd_jax.rollout import drawing, layout, sampling, slots
 from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
@@ -37,14 +37,6 @@ class Setting(NamedTuple):
   per_question: int
   valid_vocab: int | None
   config: DecodeConfig
-
-
-class Sampled(NamedTuple):
-  """Rollouts, and how many positions it took to draw them."""
-
-  rollout: Rollout
-  prompt_positions: int  # read before the first token, padding among them
-  token_positions: jax.Array  # int32, steps times rows, idle ones among them
 
 
 def generate(
