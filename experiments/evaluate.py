@@ -10,10 +10,10 @@ benchmarks, or is Hugging Face's cache; a benchmark may be given as name=PATH as
 problems are asked, how many samples are drawn and which rules judge them; any flag beside it changes one of
 these. The output folder gets settings.json, samples.jsonl of each benchmark, results.json and table.md. The
 same command goes on where an interrupted one stopped and draws nothing twice. --rows bounds the memory, and
-saves time where lengths differ: a row that has ended takes the next sample. --rules is opsd, strict or run. --prompt=run asks as a run asks
-its student, which is also what is done where its tokenizer has no chat template; --prompt=protocol asks as
-the protocol has it. --rules=run judges as the run does. Without --dtype a folder computes in float32 on a
-CPU, else in bfloat16.
+saves time where lengths differ: a row that has ended takes the next sample. --rules is opsd, strict or run.
+--prompt=run asks as a run asks its student, which is also what is done where its tokenizer has no chat
+template; --prompt=protocol asks as the protocol has it. --rules=run judges as the run does. Without --dtype a
+folder computes in float32 on a CPU, else in bfloat16.
 """
 
 import dataclasses
