@@ -92,6 +92,9 @@ def results():
     'scored_teacher': 200_000,
     'prompt_sampler': 64_000,
     'flops': 1.5e12,
+    'positions_student': 987_654,
+    'needed_student': 0.6e12,
+    'spent_student': 1.6e12,
   }
   arms = dict.fromkeys(('cold_start', 'opsd', *CONTROLS), ledger)
   shares = {
@@ -199,6 +202,8 @@ def test_a_finished_run_shows_everything(finished):
     '74.0 [71.0, 77.0]',
     '200,000',
     '1.50 TFLOPs',
+    'student utilisation %',
+    '37.5',
     'evaluation: OPSD',
     '1 min 15 s',
     '1 h 02 min',
@@ -214,6 +219,7 @@ def test_a_finished_run_shows_everything(finished):
   ):
     assert part in seen, part
   assert 'Not everything is here' not in seen
+  assert 'teacher utilisation' not in seen and '987,654' not in seen
   assert not list(folder.glob('*.tmp'))
 
 
