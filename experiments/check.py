@@ -60,9 +60,7 @@ def main(experiment: Experiment) -> int:
   _show_memory(experiment, setup)
   trained = updates > 0 or setup.weights.path is not None
   found = preflight.warnings(readings, setup.views, setup.tokenizer, setup.objective, trained)
-  return _show_warnings(
-    found + preflight.layout_warnings(setup.mesh, setup.rollout, setup.loop.micro_batches)
-  )
+  return _show_warnings(found + preflight.layout_warnings(setup.mesh, setup.rollout))
 
 
 def _weights(setup: Setup, workdir: str | None) -> tuple[model.Params, int]:

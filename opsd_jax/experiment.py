@@ -19,6 +19,7 @@ from opsd_jax.data.source import Splits
 from opsd_jax.distill import config as distill_room
 from opsd_jax.distill import views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
+from opsd_jax.distill.packing import run_width
 from opsd_jax.evaluate import against, retention
 from opsd_jax.evaluate import config as evaluate_room
 from opsd_jax.evaluate.config import EvaluateConfig
@@ -137,7 +138,7 @@ def validate(experiment: Experiment) -> None:
   distill_room.validate_teacher(experiment.teacher)
   distill_room.validate_objective(experiment.objective, tokenizer_size)
   train_room.validate_optimizer('optimizer', experiment.optimizer)
-  train_room.validate_loop(experiment.loop, experiment.rollout.questions)
+  train_room.validate_loop(experiment.loop, _widest(experiment))
   train_room.validate_cold_start(experiment.cold_start)
   _validate_engine(experiment)
   budget = train_room.parse_budget(experiment.loop)
@@ -148,6 +149,12 @@ def validate(experiment: Experiment) -> None:
   checkpoint_room.validate(experiment.checkpoint)
   recorder.validate(experiment.metrics)
   _validate_controls(experiment)
+
+
+def _widest(experiment: Experiment) -> int:
+  """Positions that a question and its completions may take when they are scored."""
+  prompt = max(experiment.views.student_tokens, experiment.views.teacher_tokens)
+  return run_width(prompt, experiment.rollout.per_question, experiment.rollout.sampling.max_tokens)
 
 
 def _validate_numbers(experiment: Experiment) -> None:

@@ -108,11 +108,13 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, partition(mesh, axes, x.shape))
 
 
-def shard_rows(mesh: Mesh, tree: Any) -> Any:
-  """Places host arrays on the mesh with their first axis split as rows; each process holds all rows."""
+def shard_rows(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
+  """Places host arrays on the mesh with one axis split as rows; each process holds all rows."""
 
   def place(x: Any) -> jax.Array:
-    where = sharding(mesh, ['batch', *[None] * (np.ndim(x) - 1)], np.shape(x))
+    names = [None] * np.ndim(x)
+    names[axis] = 'batch'
+    where = sharding(mesh, names, np.shape(x))
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 

@@ -1,14 +1,14 @@
 """What is handed from room to room.
 
 Axis letters: Q questions, B rollouts (B = Q·n, row b belongs to question b // n), P prompt tokens,
-T completion tokens, D hidden width, M teacher views. Token ids are the truth: what was sampled is
-what is scored, and masks come from lengths, never from comparing ids with a pad id.
+T completion tokens, D hidden width, M teacher views, N micro-batches. Token ids are the truth: what
+was sampled is what is scored, and masks come from lengths, never from comparing ids with a pad id.
 """
 
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -92,6 +92,20 @@ class Rollout:
     )
 
 
+class Sampled(NamedTuple):
+  """Rollouts, and what the sampler went through to draw them; None where a server did.
+
+  Attributes:
+    rollout: B rows.
+    prompt_positions: read before the first token, padding among them.
+    token_positions: int32, steps times the rows of each, idle ones among them.
+  """
+
+  rollout: Rollout
+  prompt_positions: int | None
+  token_positions: Array | None
+
+
 class Verdict(enum.StrEnum):
   """What a grader says of one completion. Only the first counts as right."""
 
@@ -138,10 +152,62 @@ class TeacherScores:
   """The teacher's side of the comparison: constants that cross the jit boundary.
 
   Attributes:
-    hidden: compute dtype [M, B, T, D], final hidden states that predict each completion token.
+    hidden: compute dtype [M, N, G, C, D], final hidden states that predict each token of the `Plan`.
   """
 
   hidden: Array
+
+
+@flax.struct.dataclass
+class PackedRows:
+  """Where one role's prompts and completions stand in rows of S tokens, R rows a micro-batch.
+
+  A question is one run of its row: its prompt without the last token, then the inputs of each of its
+  completions, the first of which is that last token. It is all indices and no ids.
+
+  Attributes:
+    source: int32 [N, R, S], place of the token in the role's prompt ids [Q, P] and the completion ids
+      [B, T] after them, both flattened.
+    position: int32 [N, R, S], as in a sequence of its own.
+    group: int32 [N, R, S], which question of its row, from 1 on; 0 on padding.
+    branch: int32 [N, R, S], 0 in the prompt, 1 + rollout index in a completion.
+  """
+
+  source: Array
+  position: Array
+  group: Array
+  branch: Array
+
+
+@flax.struct.dataclass
+class Reading:
+  """How one role's model reads the sequences, and which of its states meet the LM head.
+
+  Attributes:
+    rows: packed rows; None for prompts read once a question and completions [B / N, T] after them.
+    at: int32 [N, G, C], place of each projected state among those of its part of the rows, flattened;
+      None for all states of [B / N, T] as they are.
+  """
+
+  rows: PackedRows | None
+  at: Array | None
+
+
+@flax.struct.dataclass
+class Plan:
+  """How an update's tokens are read: N micro-batches of G parts (along the mesh's rows) of C tokens.
+
+  Student and teacher project the same tokens in the same order.
+
+  Attributes:
+    origin: int32 [N, G, C], place b·T + t of the token in the rollouts; B·T on padding.
+    student: how the student reads.
+    teacher: how the teacher reads, one a view.
+  """
+
+  origin: Array
+  student: Reading
+  teacher: tuple[Reading, ...]
 
 
 def length_mask(length: Array, width: int) -> jax.Array:

@@ -1,6 +1,6 @@
 """Times `transformers.generate` on a CPU; runs by itself, in an environment with PyTorch.
 
-    .venv/bench-torch/bin/python experiments/benching/peer_transformers.py runs/bench/workload.json out.json
+.venv/bench-torch/bin/python experiments/benching/peer_transformers.py runs/bench/workload.json out.json
 """
 
 import json

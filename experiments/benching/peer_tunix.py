@@ -73,9 +73,7 @@ def _timed(model, config, case: dict) -> dict:
 
   width = len(case['prompts'][0])
   # A sampler for every case: it compiles its EOS ids in.
-  size = samplers.CacheConfig(
-    width + case['budget'], config.num_layers, config.num_kv_heads, config.head_dim
-  )
+  size = samplers.CacheConfig(width + case['budget'], config.num_layers, config.num_kv_heads, config.head_dim)
   sampler = samplers.Sampler(model, Ids(), size)
   texts = [' '.join(map(str, ids)) for ids in case['prompts'] for _ in range(case['per_question'])]
   batches = [texts[i : i + case['slots']] for i in range(0, len(texts), case['slots'])]

@@ -188,14 +188,14 @@ def _signal_warnings(readings: Sequence[Reading], objective: ObjectiveConfig, tr
   return found
 
 
-def layout_warnings(mesh: jax.sharding.Mesh, rollout: RolloutConfig, micro_batches: int) -> list[str]:
+def layout_warnings(mesh: jax.sharding.Mesh, rollout: RolloutConfig) -> list[str]:
   """Rows that the mesh cannot split evenly are computed whole on every device."""
-  parts, questions = row_shards(mesh), rollout.questions // micro_batches
+  parts, questions = row_shards(mesh), rollout.questions
   if questions % parts == 0:
     return []
   return [
-    f'layout: {questions} questions of a micro-batch do not divide over the {parts} row shards of the mesh, '
-    'so that every device computes them all; change rollout.questions, loop.micro_batches or mesh.'
+    f'layout: {questions} questions do not divide over the {parts} row shards of the mesh, '
+    'so that every device computes them all; change rollout.questions or mesh.'
   ]
 
 

@@ -3,11 +3,14 @@
 import base64
 import html
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from opsd_jax import files
 from opsd_jax.analyze import curves, page, table, viewer
 from opsd_jax.analyze.runs import Arm, Run, flatten, label, read_run
+
+_PHASES = ('rollout', 'student', 'teacher')  # of an update, as the ledger names them
 
 
 def write_report(workdir: str | os.PathLike) -> str:
@@ -134,14 +137,34 @@ def _ledger(run: Run) -> str:
     entries[f'evaluation: {label(name, run.labels)}'] = entry
   if not entries:
     return ''
-  names = [n for n in dict.fromkeys(k for e in entries.values() for k in e) if n != 'flops']
-  rows = [['', *(n.replace('_', ' ') for n in names), 'model FLOPs']]
+  names = [n for n in dict.fromkeys(k for e in entries.values() for k in e) if _is_count(n)]
+  phases = [p for p in _PHASES if any(e.get(f'spent_{p}') for e in entries.values())]
+  rows = [['', *(n.replace('_', ' ') for n in names), 'model FLOPs', *(f'{p} utilisation %' for p in phases)]]
   for name, entry in entries.items():
-    rows.append([name, *(table.count(entry.get(n)) for n in names), _flops(entry.get('flops'))])
-  return table.html_rows(rows) + (
-    '<small class="soft">Real tokens, padding not counted. Prompts are counted once a question '
-    "and view; FLOPs are the model's: a forward, or three where gradients are taken.</small>"
+    counts = [table.count(entry.get(n)) for n in names]
+    used = [table.percent(_utilisation(entry, phase)) for phase in phases]
+    rows.append([name, *counts, _flops(entry.get('flops')), *used])
+  note = (
+    'Real tokens, padding not counted. Prompts are counted once a question '
+    "and view; FLOPs are the model's: a forward, or three where gradients are taken."
   )
+  if phases:
+    note += (
+      ' Utilisation is the share of the FLOPs computed that real tokens needed; the rest is padding, rows '
+      'that had ended, masked attention and what is computed again for gradients.'
+    )
+  return table.html_rows(rows) + f'<small class="soft">{note}</small>'
+
+
+def _is_count(name: str) -> bool:
+  """Whether a number of the ledger is a count of real tokens or updates."""
+  return name != 'flops' and not name.startswith(('positions_', 'needed_', 'spent_'))
+
+
+def _utilisation(entry: Mapping[str, Any], phase: str) -> float | None:
+  """FLOPs needed over FLOPs computed, None where they are not known."""
+  spent = entry.get(f'spent_{phase}')
+  return entry.get(f'needed_{phase}', 0) / spent if spent else None
 
 
 def _spent(arm: Arm) -> dict[str, Any]:

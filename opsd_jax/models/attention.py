@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from opsd_jax.records import length_mask
 
 MASKED = jnp.finfo(jnp.float32).min
+BLOCK = 512  # queries whose scores over a row's own keys are made at a time
 
 
 class Read(NamedTuple):
@@ -34,6 +35,49 @@ class Window(NamedTuple):
   positions: jax.Array
 
 
+class Segments(NamedTuple):
+  """Several sequences in one row: `group` and `branch`, int32 [B, S].
+
+  A token sees the tokens before it in the row that are of its own group and either of branch 0, which is
+  the group's common beginning, or of its own branch. Sequences that share nothing are groups of one
+  branch.
+  """
+
+  group: jax.Array
+  branch: jax.Array
+
+
+def attend_in_blocks(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  contexts: Sequence[Read],
+  *,
+  window: Window | None = None,
+  segments: Segments | None = None,
+  **more: float | None,
+) -> jax.Array:
+  """`attend`, `BLOCK` queries at a time and each block over no key after its own.
+
+  Nearly half of a long row's scores are never made, and few of them exist at a time.
+  """
+  blocks = []
+  for first, last in _blocks(query.shape[1]):
+    seen = None if window is None else window._replace(positions=window.positions[:, :last])
+    parts = jax.tree.map(lambda x, last=last: x[:, :last], (key, value, segments))
+    blocks.append(attend(query[:, first:last], *parts[:2], contexts, window=seen, segments=parts[2], **more))
+  return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def own_pairs(steps: int) -> int:
+  """Pairs of a query and a key of its own row, of `steps` tokens, whose scores are made."""
+  return sum((last - first) * last for first, last in _blocks(steps))
+
+
+def _blocks(steps: int) -> list[tuple[int, int]]:
+  return [(first, min(first + BLOCK, steps)) for first in range(0, steps, BLOCK)]
+
+
 def attend(
   query: jax.Array,
   key: jax.Array,
@@ -43,6 +87,7 @@ def attend(
   scale: float,
   softcap: float | None = None,
   window: Window | None = None,
+  segments: Segments | None = None,
 ) -> jax.Array:
   """Causal attention over the new tokens, full attention over each context's first tokens.
 
@@ -50,12 +95,14 @@ def attend(
 
   Args:
     query: [B, S, N, H].
-    key: [B, S, K, H].
-    value: [B, S, K, H].
+    key: [B, T, K, H] of new tokens, of which the queries are the last S.
+    value: [B, T, K, H].
     contexts: what each row has read before.
     scale: multiplies the scores.
     softcap: c in c·tanh(score / c), before any masking, or None.
-    window: what every token sees; None for all. A row's positions are consecutive.
+    window: what every token sees, with the positions [B, T]; None for all. Without segments a row's
+      positions are consecutive.
+    segments: which of a row's new tokens belong together, [B, T]; None for all. Contexts are seen by all.
 
   Returns:
     [B, S, N, H] in the dtype of `value`. Scores and softmax are float32.
@@ -71,7 +118,7 @@ def attend(
   own = shaped(jnp.einsum('bskgh,btkh->bkgst', query, key, preferred_element_type=jnp.float32))
   scores = [_masked(shaped(_context_scores(query, c.key)), c, window) for c in contexts]
   scores = [s.reshape(batch, kv_heads, heads // kv_heads, steps, -1) for s in scores]
-  scores.append(jnp.where(_own_visible(steps, window)[None, None, None], own, MASKED))
+  scores.append(jnp.where(_own_visible(steps, key.shape[1], window, segments)[:, None, None], own, MASKED))
 
   probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(value.dtype)
   out, start = jnp.zeros((), value.dtype), 0
@@ -88,13 +135,21 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def _own_visible(steps: int, window: Window | None) -> jax.Array:
-  """bool [S, S], which new tokens a new token attends to."""
-  causal = jnp.tril(jnp.ones((steps, steps), bool))
-  if window is None:
-    return causal
-  age = jnp.arange(steps)[:, None] - jnp.arange(steps)[None, :]
-  return causal & (age < window.size)
+def _own_visible(steps: int, keys: int, window: Window | None, segments: Segments | None) -> jax.Array:
+  """bool [B, S, T], or [1, S, T] where rows are alike: which of T new tokens the last S attend to."""
+
+  def pairs(compare, x):
+    return compare(x[:, -steps:, None], x[:, None, :])
+
+  at = jnp.arange(keys)[None]
+  visible = pairs(jnp.greater_equal, at)
+  if segments is not None:
+    visible &= pairs(jnp.equal, segments.group)
+    visible &= pairs(jnp.equal, segments.branch) | (segments.branch == 0)[:, None, :]
+  if window is not None:
+    # Of tokens that see each other, positions differ as they would in a row of their own.
+    visible &= pairs(jnp.subtract, at if segments is None else window.positions) < window.size
+  return visible
 
 
 def _context_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
@@ -111,7 +166,7 @@ def _masked(scores: jax.Array, context: Read, window: Window | None) -> jax.Arra
   visible = length_mask(context.length, size)[:, None, None, None, None, :]
   if window is not None:
     at = context.start[:, None] + jnp.arange(size)[None, :]
-    age = window.positions.reshape(rows, repeats, steps, 1) - at[:, None, None, :]
+    age = window.positions[:, -steps:].reshape(rows, repeats, steps, 1) - at[:, None, None, :]
     visible = visible & (age < window.size)[:, :, None, None]
   return jnp.where(visible, scores, MASKED)
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of the model, counted for real tokens only (padding is free of credit)."""
+"""Floating-point operations of the model: needed, for real tokens alone, and computed, padding and all."""
 
 import numpy as np
 
@@ -33,6 +33,24 @@ def forward_flops(spec: ModelSpec, before: np.ndarray, new: np.ndarray, *, with_
     until = np.maximum(before + new - spec.sliding_window, 0)
     keys_met -= sum(spec.local_layers) * _keys_met(spared, until - spared)
   return int(2 * weights * new.sum() + 4 * spec.num_heads * spec.head_dim * keys_met.sum())
+
+
+def computed_flops(spec: ModelSpec, positions: int, pairs: int, projected: int) -> int:
+  """FLOPs that a program does, for padding and masked scores as well.
+
+  Args:
+    spec: the model's shape.
+    positions: tokens and padding that meet the weights.
+    pairs: of a position and a key that it is compared with, visible or not.
+    projected: positions that meet the LM head.
+  """
+  weights = matmul_params(spec) * positions + spec.vocab_size * spec.embed_dim * projected
+  return 2 * weights + attention_flops(spec, pairs)
+
+
+def attention_flops(spec: ModelSpec, pairs: int) -> int:
+  """FLOPs of scores and weighted sums of `pairs` of a position and a key, in all layers."""
+  return 4 * spec.num_layers * spec.num_heads * spec.head_dim * pairs
 
 
 def _keys_met(before: np.ndarray, new: np.ndarray) -> np.ndarray:

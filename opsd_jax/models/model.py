@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from opsd_jax import mesh as meshes
+from opsd_jax.models.attention import Segments
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV, Context, Transformer
 
@@ -69,6 +70,7 @@ def apply(
   contexts: tuple[Context, ...] = (),
   *,
   keep_kv: bool = True,
+  segments: Segments | None = None,
 ) -> tuple[jax.Array, KV | None]:
   """Reads new tokens after the contexts.
 
@@ -79,14 +81,15 @@ def apply(
     positions: int32 [B, S], absolute positions for the rotary embedding.
     contexts: what every row has read before; each may be shared by consecutive rows.
     keep_kv: return the new tokens' keys and values.
+    segments: which tokens of a row belong together; None where a row is one sequence.
 
   Returns:
     Hidden states [B, S, D] after the final norm, and KV [L, B, K, S, H] or None.
   """
   if isinstance(params, Adapted):
     variables = {'params': params.base, 'lora': params.lora}
-    return Transformer(spec, keep_kv, params.scale).apply(variables, tokens, positions, contexts)
-  return Transformer(spec, keep_kv).apply({'params': params}, tokens, positions, contexts)
+    return Transformer(spec, keep_kv, params.scale).apply(variables, tokens, positions, contexts, segments)
+  return Transformer(spec, keep_kv).apply({'params': params}, tokens, positions, contexts, segments)
 
 
 def in_compute_dtype(spec: ModelSpec, params: Params) -> Params:

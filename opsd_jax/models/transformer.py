@@ -54,6 +54,7 @@ class Place:
     local_rotary: of local layers, None where it is the same.
     lengths: int32 [R] of each context.
     starts: int32 [R] of each context.
+    segments: of the new tokens, None where a row is one sequence.
   """
 
   positions: jax.Array
@@ -61,6 +62,7 @@ class Place:
   local_rotary: rotary.Rotary | None
   lengths: tuple[jax.Array, ...]
   starts: tuple[jax.Array, ...]
+  segments: attention.Segments | None
 
   def rotary_of(self, local: jax.Array | None) -> rotary.Rotary:
     """Of one layer; `local` is a bool scalar, None where no layer is local."""
@@ -85,7 +87,7 @@ class Attention(nn.Module):
       query, key = RMSNorm(s, name='query_norm')(query), RMSNorm(s, name='key_norm')(key)
     turn = place.rotary_of(local)
     query, key = rotary.rotate(query, turn), rotary.rotate(key, turn)
-    mixed = attention.attend(
+    mixed = attention.attend_in_blocks(
       query,
       key,
       value,
@@ -93,6 +95,7 @@ class Attention(nn.Module):
       scale=s.head_dim**-0.5 if s.query_scale is None else s.query_scale,
       softcap=s.attention_softcap,
       window=None if local is None else attention.Window(self._window(local), place.positions),
+      segments=place.segments,
     )
     wide = {'heads': s.num_heads, 'head_dim': s.head_dim}
     return linear(self, 'out', mixed, wide, {'embed': s.embed_dim}), KV(
@@ -153,7 +156,11 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens: jax.Array, positions: jax.Array, contexts: tuple[Context, ...] = ()
+    self,
+    tokens: jax.Array,
+    positions: jax.Array,
+    contexts: tuple[Context, ...] = (),
+    segments: attention.Segments | None = None,
   ) -> tuple[jax.Array, KV | None]:
     """tokens and positions int32 [B, S] -> hidden [B, S, D] and the tokens' KV [L, B, K, S, H]."""
     s = self.spec
@@ -163,6 +170,7 @@ class Transformer(nn.Module):
       *rotary.tables(s, positions),
       tuple(c.length for c in contexts),
       tuple(c.start for c in contexts),
+      segments,
     )
     layers = nn.scan(
       _rematerialised(s),

@@ -37,7 +37,7 @@ class DecodeConfig:
       at once, with each prompt's keys and values held once for all its rollouts.
     compact: with `slots`, halve their number when no request waits and half of them are idle. Saves time
       where a step's time grows with its rows (a CPU); the last bits of a row then depend on the others.
-    cache: type of the cached keys and values: the model's own, or `int8` with a scale for each token and head.
+    cache: type of the cached keys and values: the model's own, or `int8` with a scale a token and head.
   """
 
   slots: int | None = None

@@ -13,7 +13,7 @@ import numpy as np
 from opsd_jax import mesh as meshes
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Prompts, Rollout
+from opsd_jax.records import Prompts, Rollout, Sampled
 from opsd_jax.rollout import cache as caches
 from opsd_jax.rollout import drawing, layout, sampling, slots
 from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
@@ -39,15 +39,9 @@ class Setting(NamedTuple):
   config: DecodeConfig
 
 
-class Sampled(NamedTuple):
-  """Rollouts, and how many positions it took to draw them."""
-
-  rollout: Rollout
-  prompt_positions: int  # read before the first token, padding among them
-  token_positions: jax.Array  # int32, steps times rows, idle ones among them
-
-
-def generate(spec: ModelSpec, params: model.Params, prompts: Prompts, config: SamplingConfig, **more) -> Rollout:
+def generate(
+  spec: ModelSpec, params: model.Params, prompts: Prompts, config: SamplingConfig, **more
+) -> Rollout:
   """The rollouts of `sample`, which says what the arguments are."""
   return sample(spec, params, prompts, config, **more).rollout
 
@@ -78,7 +72,7 @@ def sample(
     spec: the model's shape.
     params: parameter tree, already sharded.
     prompts: Q right-padded prompts.
-    config: temperature, truncation and token budget. Another temperature, top-p or min-p does not compile anew.
+    config: temperature, truncation and token budget. A new temperature, top-p or min-p compiles nothing.
     eos_ids: ids that end a row; each is kept as the row's last token.
     per_question: rollouts n of each prompt.
     first: rollout index of each prompt's first row: what is drawn in parts is what is drawn at once.

@@ -1,12 +1,11 @@
 """One compiled loop for more requests than rows: a row that has ended takes the next request inside it.
 
 Axis letters: Q questions, n rollouts of each, R = Q·n requests, S slots (rows that are decoded at a time),
-P prompt tokens, T token budget, W = P - 1 + T columns of a slot's cache. Slots and requests are split into G groups,
-one for each shard of the rows: a request is served by a slot of its own shard, so that no prompt travels.
+P prompt tokens, T token budget, W = P - 1 + T columns of a slot's cache. Slots and requests are split into G
+groups, one a shard of the rows: a request is served by a slot of its own shard, so that no prompt travels.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -113,7 +112,9 @@ def _nothing(budget: jax.Array, width: int) -> Written:
   rows = budget.shape[0]
   zeros = jnp.zeros((rows, width), jnp.float32)
   none = jnp.zeros(rows, bool)
-  return Written(jnp.zeros((rows, width), jnp.int32), zeros, zeros, jnp.zeros(rows, jnp.int32), none, budget <= 0)
+  return Written(
+    jnp.zeros((rows, width), jnp.int32), zeros, zeros, jnp.zeros(rows, jnp.int32), none, budget <= 0
+  )
 
 
 def _inputs(requests: Requests, index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -222,8 +223,8 @@ def _write(
   eos_ids: tuple[int, ...], requests: Requests, state: State, token: drawing.Token, active: jax.Array
 ) -> tuple[Written, jax.Array]:
   """The tokens in their requests' rows, and which slots [G, S / G] end with them."""
-  at, slots, groups = state.slots.request, state.slots, active.shape[0]
-  grouped = lambda x: x.reshape(groups, -1, *x.shape[1:])
+  at, slots = state.slots.request, state.slots
+  grouped = functools.partial(_grouped, active.shape[0])
   put = jax.vmap(lambda rows, i, t, new: rows.at[i, t].set(new, mode='drop'))
   mark = jax.vmap(lambda rows, i, new: rows.at[i].set(new, mode='drop'))
   fetch = jax.vmap(lambda rows, i: rows.at[i].get(mode='fill', fill_value=0))
@@ -240,6 +241,10 @@ def _write(
     ended=mark(old.ended, at, ends),
   )
   return jax.tree.map(lambda x, like: x.reshape(like.shape), new, state.written), ends
+
+
+def _grouped(groups: int, x: jax.Array) -> jax.Array:
+  return x.reshape(groups, -1, *x.shape[1:])
 
 
 def shrink(state: State, slots: int) -> State:

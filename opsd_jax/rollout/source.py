@@ -3,13 +3,13 @@
 from typing import Protocol
 
 from opsd_jax.models.model import Params
-from opsd_jax.records import Prompts, Rollout
+from opsd_jax.records import Prompts, Sampled
 
 
 class Rollouts(Protocol):
   """Draws the rollouts of an update: our own sampler, or a server elsewhere (`engine.client`)."""
 
-  def __call__(self, params: Params, prompts: Prompts, number: int) -> Rollout:
+  def __call__(self, params: Params, prompts: Prompts, number: int) -> Sampled:
     """Continues every prompt of update `number`.
 
     Args:

@@ -76,7 +76,8 @@ def _make_update(setup: Setup, optimizer: optax.GradientTransformation, shape: s
     report = meshes.host(report)
     metrics = {'loss': float(report.loss)} | {k: float(v) for k, v in report.norms.items()}
     metrics |= {k: float(v / report.tokens) for k, v in report.sums.items()}
-    spent = ledger.student_entry(setup.spec, prompts.length, length)
+    read = ledger.padded_positions(prompts.ids.shape, ids.shape, projected=ids.size)
+    spent = ledger.student_entry(setup.spec, prompts.length, length, computed=read)
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), {'update': time.monotonic() - began})
 
   return update

@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from opsd_jax.config import ConfigError, require, require_choice
+from opsd_jax.distill.packing import PACKINGS, Packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,10 @@ class LoopConfig:
     budget: `updates:N`, `tokens:N` (sampled) or `minutes:X`; the run stops after the update that
       reaches it. None means `updates`.
     max_updates: updates after which the run stops whatever its budget, or none.
-    micro_batches: parts that an update's rows are split into; the loss does not depend on it.
+    packing: how sequences are laid out for scoring: `rows`, a prompt once a question and completions
+      padded to the longest; `packed`, as many questions with their completions in a row as fit.
+    micro_tokens: positions, padding included, that a model reads at a time when scoring, over all
+      devices, but no less than a question on each; none for all at once. The loss does not depend on it.
     evaluate_every: updates between accuracies on validation problems; 0 for never.
     show_every: updates between rollouts written out token by token, the first among them; 0 for never.
     max_bad_updates: non-finite updates in a row after which the run stops.
@@ -71,7 +75,8 @@ class LoopConfig:
   updates: int = 100
   budget: str | None = None
   max_updates: int | None = None
-  micro_batches: int = 1
+  packing: Packing = 'rows'
+  micro_tokens: int | None = None
   evaluate_every: int = 0
   show_every: int = 0
   max_bad_updates: int = 3
@@ -157,8 +162,11 @@ def validate_cold_start(config: ColdStartConfig) -> None:
   validate_decay('cold_start.optimizer', config.optimizer, config.updates)
 
 
-def validate_loop(config: LoopConfig, questions: int) -> None:
-  """Raises `ConfigError` for a run that cannot go on or end."""
+def validate_loop(config: LoopConfig, widest: int) -> None:
+  """Raises `ConfigError` for a run that cannot go on or end.
+
+  `widest` is the number of positions that one question may take, its completions among them.
+  """
   require(config.updates > 0, f'loop.updates is {config.updates}; it must be positive.')
   require(
     config.max_updates is None or config.max_updates > 0,
@@ -166,9 +174,12 @@ def validate_loop(config: LoopConfig, questions: int) -> None:
   )
   parse_budget(config)
   require(
-    config.micro_batches > 0 and questions % config.micro_batches == 0,
-    f'loop.micro_batches is {config.micro_batches}; it must divide rollout.questions ({questions}).',
+    config.micro_tokens is None or config.micro_tokens >= widest,
+    f'loop.micro_tokens is {config.micro_tokens}, but a question may take {widest} positions: the longer of '
+    'views.student_tokens and views.teacher_tokens, less one, and rollout.per_question times '
+    'rollout.sampling.max_tokens; raise it to that, or use none.',
   )
+  require_choice('loop.packing', config.packing, PACKINGS)
   for field in ('evaluate_every', 'show_every'):
     require(
       getattr(config, field) >= 0, f'loop.{field} is {getattr(config, field)}; it must not be negative.'

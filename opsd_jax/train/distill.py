@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -16,12 +17,12 @@ from opsd_jax import files
 from opsd_jax import mesh as meshes
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.data.source import problems_of_update
-from opsd_jax.distill import scoring, teachers, views
+from opsd_jax.distill import packing, scoring, teachers, views
 from opsd_jax.evaluate import accuracy as accuracies
 from opsd_jax.evaluate import retention
 from opsd_jax.grade import grading
 from opsd_jax.models import lora, model
-from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout, Shown
+from opsd_jax.records import Graded, Plan, Problem, Prompts, Role, Rollout, Sampled, Shown
 from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
 from opsd_jax.rollout.engine import client
@@ -81,11 +82,10 @@ def _make_update(
     setup.teacher,
     optimizer,
     valid_vocab=vocab,
-    micro_batches=setup.loop.micro_batches,
     layout=state.shardings(shape),
     adapters=setup.lora,
   )
-  complete, adapters = functools.partial(lora.complete, setup.lora, initial), lora.size(setup.lora, spec)
+  complete = functools.partial(lora.complete, setup.lora, initial)
   base = initial if setup.lora.rank else None  # whose head is then the student's and every teacher's
   with_head = setup.teacher.kind == 'frozen' and base is None
   frozen_head = model.head(spec, initial) if with_head else None
@@ -96,31 +96,53 @@ def _make_update(
     problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
     placed = meshes.shard_rows(setup.mesh, prompts)
-    sampled = roll_out(setup, rollouts, complete(weights.params), prompts, number)
+    drawn = roll_out(setup, rollouts, complete(weights.params), prompts, number)
+    sampled = drawn.rollout
     rollout = meshes.shard_rows(setup.mesh, sampled)
     rolled = time.monotonic()
 
     seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
     trees = complete(weights.teacher), complete(weights.params)
     teacher = teachers.params_for(setup.teacher, initial, *trees)
-    scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout)
-    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base)
+    plan = packing.plan(
+      prompts,
+      seen,
+      sampled,
+      packing=setup.loop.packing,
+      micro_tokens=setup.loop.micro_tokens,
+      shards=meshes.row_shards(setup.mesh),
+    )
+    laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
+    scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
+    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out)
     report = meshes.host(report)
 
     graded = grade(setup, problems, sampled)
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
       show_rollouts(setup, folder, number + 1, problems, sampled, graded, report.token_loss)
-    spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters)
-    spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters)
-    for view in seen:
-      worn = 0 if setup.teacher.kind == 'frozen' else adapters
-      spent += ledger.teacher_entry(spec, view.length, sampled.length, worn)
+    spent = entries(setup, prompts, seen, drawn, plan)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
     metrics = describe(report, sampled, graded) | compare_programs(setup, label, report, sampled, number)
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 
   return update
+
+
+def entries(
+  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], drawing: Sampled, plan: Plan
+) -> ledger.Ledger:
+  """What an update took: the rollouts, the student's loss and every view of the teacher."""
+  spec, adapters, sampled = setup.spec, lora.size(setup.lora, setup.spec), drawing.rollout
+  drawn = ledger.sampled_positions(prompts, drawing)
+  spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters, drawn)
+  read = ledger.read_positions(plan, plan.student, prompts, sampled)
+  spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
+  worn = 0 if setup.teacher.kind == 'frozen' else adapters
+  for view, how in zip(seen, plan.teacher, strict=True):
+    read = ledger.read_positions(plan, how, view, sampled)
+    spent += ledger.teacher_entry(spec, view.length, sampled.length, worn, read)
+  return spent
 
 
 def source(setup: Setup) -> Rollouts:
@@ -129,14 +151,15 @@ def source(setup: Setup) -> Rollouts:
     return own_sampler(setup)
   eos_ids, vocab = setup.tokenizer.eos_ids, setup.exam.valid_vocab
   run = client.Run(setup.spec, setup.lora, setup.weights.path, eos_ids, vocab, setup.seed)
-  return client.Client(setup.rollout, run)
+  ask = client.Client(setup.rollout, run)
+  return lambda params, prompts, number: Sampled(ask(params, prompts, number), None, None)
 
 
 def own_sampler(setup: Setup) -> Rollouts:
   """Rollouts drawn here, on the devices that train."""
 
-  def draw(params: model.Params, prompts: Prompts, number: int) -> Rollout:
-    rollout = decode.generate(
+  def draw(params: model.Params, prompts: Prompts, number: int) -> Sampled:
+    sampled = decode.sample(
       setup.spec,
       params,
       meshes.shard_rows(setup.mesh, prompts),
@@ -147,18 +170,20 @@ def own_sampler(setup: Setup) -> Rollouts:
       step=number,
       loss_temperature=setup.objective.student_temperature,
       valid_vocab=setup.exam.valid_vocab,
+      decode=setup.rollout.decode,
     )
-    return meshes.host(rollout)
+    return meshes.host(sampled)
 
   return draw
 
 
 def roll_out(
   setup: Setup, rollouts: Rollouts, params: model.Params, prompts: Prompts, number: int
-) -> Rollout:
+) -> Sampled:
   """Rollouts of update `number` on the host, cropped to the narrowest bucket."""
-  config, sampled = setup.rollout, rollouts(params, prompts, number)
-  return sampled.cropped(bucket(int(sampled.length.max()), config.buckets, config.sampling.max_tokens))
+  config, drawn = setup.rollout, rollouts(params, prompts, number)
+  width = bucket(int(drawn.rollout.length.max()), config.buckets, config.sampling.max_tokens)
+  return drawn._replace(rollout=drawn.rollout.cropped(width))
 
 
 def compare_programs(

@@ -1,18 +1,22 @@
-"""The token ledger: every token that a model read or wrote, and the FLOPs it took."""
+"""The token ledger: every token that a model read or wrote, and the FLOPs it took: needed and computed."""
 
 import dataclasses
 
 import numpy as np
 
-from opsd_jax.models.flops import forward_flops, matmul_params
+from opsd_jax.models.attention import own_pairs
+from opsd_jax.models.flops import attention_flops, computed_flops, forward_flops, matmul_params
 from opsd_jax.models.spec import ModelSpec
+from opsd_jax.records import Plan, Prompts, Reading, Rollout, Sampled
+
+PHASES = ('rollout', 'student', 'teacher')
 
 _BACKWARD = 3  # forward and backward together, in forwards
 
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-  """Cumulative counts of real tokens (padding is never counted).
+  """Cumulative counts of real tokens; padding is counted in `positions_*` and `spent_*` alone.
 
   Attributes:
     sampled: completion tokens drawn, EOS included.
@@ -23,6 +27,16 @@ class Ledger:
     prompt_teacher: prompt tokens read by the teacher, once a question and view.
     flops: model FLOPs of all that: forwards, and three forwards where gradients are taken, without what
       gradients of frozen weights would take.
+    positions_rollout: positions computed by the sampler, padding and rows that had ended among them.
+    positions_student: positions computed for the student's loss, padding among them.
+    positions_teacher: positions computed for the teacher, padding among them.
+    needed_rollout: the part of `flops` that is the sampler's, where `spent_rollout` is known too.
+    needed_student: the part that is the student's, likewise.
+    needed_teacher: the part that is the teacher's, likewise.
+    spent_rollout: FLOPs of the positions computed by the sampler, masked attention among them.
+    spent_student: the same of the student, and what is computed again for its gradients (`model.remat`);
+      not what the divergence computes again.
+    spent_teacher: the same of the teacher.
   """
 
   sampled: int = 0
@@ -32,10 +46,79 @@ class Ledger:
   prompt_student: int = 0
   prompt_teacher: int = 0
   flops: int = 0
+  positions_rollout: int = 0
+  positions_student: int = 0
+  positions_teacher: int = 0
+  needed_rollout: int = 0
+  needed_student: int = 0
+  needed_teacher: int = 0
+  spent_rollout: int = 0
+  spent_student: int = 0
+  spent_teacher: int = 0
 
   def __add__(self, other: 'Ledger') -> 'Ledger':
     names = [f.name for f in dataclasses.fields(self)]
     return Ledger(**{n: getattr(self, n) + getattr(other, n) for n in names})
+
+  @property
+  def utilisation(self) -> dict[str, float]:
+    """FLOPs needed over FLOPs spent, by phase; a phase of which nothing is known is left out."""
+    known = {phase: (getattr(self, f'needed_{phase}'), getattr(self, f'spent_{phase}')) for phase in PHASES}
+    return {phase: needed / spent for phase, (needed, spent) in known.items() if spent}
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+  """What a program goes through once, padding included.
+
+  Attributes:
+    positions: that meet the weights.
+    pairs: of a position and a key that it is compared with, visible or not.
+    projected: positions that meet the LM head.
+  """
+
+  positions: int
+  pairs: int
+  projected: int
+
+  def forward(self, spec: ModelSpec, adapters: int) -> int:
+    """FLOPs of one forward pass with as many weights of adapters."""
+    return computed_flops(spec, self.positions, self.pairs, self.projected) + 2 * adapters * self.positions
+
+  def backward(self, spec: ModelSpec, adapters: int) -> int:
+    """FLOPs of forward and backward, with what the model computes again in between."""
+    frozen = _frozen_flops(spec, self.positions, self.projected) if adapters else 0
+    body = Computed(self.positions, self.pairs, 0).forward(spec, adapters)
+    if not spec.post_norms:  # Nothing but the sum reads what a block's last product makes.
+      body -= 2 * spec.num_layers * spec.embed_dim * spec.mlp_dim * self.positions
+    again = {'none': 0, 'dots': attention_flops(spec, self.pairs), 'full': body}[spec.remat]
+    return _BACKWARD * self.forward(spec, adapters) - frozen + again
+
+
+def padded_positions(prompts: tuple[int, int], completions: tuple[int, int], projected: int) -> Computed:
+  """Prompts [Q, P] read but for their last token, then completions [B, T] after them."""
+  (questions, width), (rows, steps) = prompts, completions
+  before = max(width - 1, 1)
+  pairs = questions * own_pairs(before) + rows * (steps * before + own_pairs(steps))
+  return Computed(questions * before + rows * steps, pairs, projected)
+
+
+def read_positions(plan: Plan, how: Reading, prompts: Prompts, rollout: Rollout) -> Computed:
+  """What one role's model goes through under the plan."""
+  if how.rows is None:
+    return padded_positions(prompts.ids.shape, rollout.ids.shape, plan.origin.size)
+  positions, width = how.rows.source.size, how.rows.source.shape[-1]
+  return Computed(positions, positions // width * own_pairs(width), plan.origin.size)
+
+
+def sampled_positions(prompts: Prompts, sampled: Sampled) -> Computed | None:
+  """What the sampler went through, every position with all keys of prompt and budget; None for a server's."""
+  if sampled.token_positions is None:
+    return None
+  before, budget = max(prompts.ids.shape[1] - 1, 1), sampled.rollout.ids.shape[1]
+  read, decoded = int(sampled.prompt_positions), int(sampled.token_positions)
+  prefilled = read * own_pairs(before) // before
+  return Computed(read + decoded, prefilled + decoded * (before + budget), decoded)
 
 
 def _read_flops(spec: ModelSpec, prompts: np.ndarray, completions: np.ndarray, adapters: int) -> int:
@@ -49,47 +132,63 @@ def _read_flops(spec: ModelSpec, prompts: np.ndarray, completions: np.ndarray, a
   return prefill + forward_flops(spec, before.ravel(), completions.ravel(), with_head=True) + low_rank
 
 
-def _frozen_flops(spec: ModelSpec, prompts: np.ndarray, completions: np.ndarray) -> int:
-  """FLOPs that gradients of all weights but the adapters would take: a product a weight and token."""
-  read, projected = int((prompts - 1).sum() + completions.sum()), int(completions.sum())
-  return 2 * (matmul_params(spec) * read + spec.vocab_size * spec.embed_dim * projected)
+def _frozen_flops(spec: ModelSpec, positions: int, projected: int) -> int:
+  """FLOPs that gradients of all weights but the adapters would take: a product a weight and position."""
+  return 2 * (matmul_params(spec) * positions + spec.vocab_size * spec.embed_dim * projected)
 
 
 def rollout_entry(
-  spec: ModelSpec, prompt_length: np.ndarray, length: np.ndarray, adapters: int = 0
+  spec: ModelSpec,
+  prompt_length: np.ndarray,
+  length: np.ndarray,
+  adapters: int = 0,
+  computed: Computed | None = None,
 ) -> Ledger:
   """Sampling completions of `length` [B] after prompts of `prompt_length` [Q].
 
-  `adapters` is the number of their weights (`lora.size`), 0 where the model has none.
+  `adapters` is the number of their weights (`lora.size`), 0 where the model has none; `computed` what the
+  program went through, None where that is not known.
   """
   completions = np.asarray(length).reshape(len(prompt_length), -1)
-  return Ledger(
-    sampled=int(completions.sum()),
-    prompt_sampler=int(prompt_length.sum()),
-    flops=_read_flops(spec, np.asarray(prompt_length), completions, adapters),
-  )
+  flops = _read_flops(spec, np.asarray(prompt_length), completions, adapters)
+  tokens = Ledger(sampled=int(completions.sum()), prompt_sampler=int(prompt_length.sum()), flops=flops)
+  if computed is None:
+    return tokens
+  spent = computed.forward(spec, adapters)
+  return tokens + Ledger(positions_rollout=computed.positions, needed_rollout=flops, spent_rollout=spent)
 
 
 def student_entry(
-  spec: ModelSpec, prompt_length: np.ndarray, length: np.ndarray, adapters: int = 0
+  spec: ModelSpec,
+  prompt_length: np.ndarray,
+  length: np.ndarray,
+  adapters: int = 0,
+  computed: Computed | None = None,
 ) -> Ledger:
   """Training on the completions; where there are `adapters`, all other weights are frozen."""
   prompts, completions = np.asarray(prompt_length), np.asarray(length).reshape(len(prompt_length), -1)
-  frozen = _frozen_flops(spec, prompts, completions) if adapters else 0
-  return Ledger(
-    scored_student=int(completions.sum()),
-    prompt_student=int(prompt_length.sum()),
-    flops=_BACKWARD * _read_flops(spec, prompts, completions, adapters) - frozen,
-  )
+  read = int((prompts - 1).sum() + completions.sum())
+  frozen = _frozen_flops(spec, read, int(completions.sum())) if adapters else 0
+  flops = _BACKWARD * _read_flops(spec, prompts, completions, adapters) - frozen
+  tokens = Ledger(scored_student=int(completions.sum()), prompt_student=int(prompt_length.sum()), flops=flops)
+  if computed is None:
+    return tokens
+  spent = computed.backward(spec, adapters)
+  return tokens + Ledger(positions_student=computed.positions, needed_student=flops, spent_student=spent)
 
 
 def teacher_entry(
-  spec: ModelSpec, prompt_length: np.ndarray, length: np.ndarray, adapters: int = 0
+  spec: ModelSpec,
+  prompt_length: np.ndarray,
+  length: np.ndarray,
+  adapters: int = 0,
+  computed: Computed | None = None,
 ) -> Ledger:
   """Scoring the completions under one teacher view; a frozen teacher has no `adapters`."""
   completions = np.asarray(length).reshape(len(prompt_length), -1)
-  return Ledger(
-    scored_teacher=int(completions.sum()),
-    prompt_teacher=int(prompt_length.sum()),
-    flops=_read_flops(spec, np.asarray(prompt_length), completions, adapters),
-  )
+  flops = _read_flops(spec, np.asarray(prompt_length), completions, adapters)
+  tokens = Ledger(scored_teacher=int(completions.sum()), prompt_teacher=int(prompt_length.sum()), flops=flops)
+  if computed is None:
+    return tokens
+  spent = computed.forward(spec, adapters)
+  return tokens + Ledger(positions_teacher=computed.positions, needed_teacher=flops, spent_teacher=spent)

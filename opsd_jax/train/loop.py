@@ -204,6 +204,7 @@ def _record(
   checked: Checked | None,
 ) -> None:
   metrics = dict(outcome.metrics)
+  metrics |= {f'utilisation/{k}': v for k, v in outcome.spent.utilisation.items()}
   metrics |= {f'total/{k}': v for k, v in dataclasses.asdict(done.ledger).items()}
   metrics |= {'total/skipped_updates': done.skipped}
   metrics |= {

@@ -1,11 +1,12 @@
 """One update as one compiled program: micro-batches, global denominators, one optimiser step.
 
-Axis letters: Q questions, B = Q·n rollouts, T completion tokens, M teacher views, D hidden width.
+Axis letters: Q questions, B = Q·n rollouts, T completion tokens, M teacher views, D hidden width, N
+micro-batches of G parts of C tokens (`records.Plan`).
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 import optax
 
 from kernels.linear_logprob.api import linear_logprob
-from opsd_jax.distill import correction, objective
+from opsd_jax.distill import correction, objective, reading, scoring
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
 from opsd_jax.mesh import constrain
 from opsd_jax.models import lora, model
 from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Prompts, Rollout, TeacherScores, length_mask
+from opsd_jax.records import Plan, Prompts, Rollout, TeacherScores, length_mask
 from opsd_jax.train import state as states
 from opsd_jax.train.state import TrainState
 
@@ -48,26 +49,6 @@ class StepReport:
   logp_gap: jax.Array | None = None
 
 
-def split(tree: Any, parts: int, groups: int) -> Any:
-  """[groups·n, ...] -> [parts, groups·n / parts, ...], question by question.
-
-  Strided, so that each part takes questions from every shard of the rows.
-  """
-
-  def one(x):
-    grouped = x.reshape(groups // parts, parts, -1, *x.shape[1:])
-    return jnp.swapaxes(grouped, 0, 1).reshape(parts, -1, *x.shape[1:])
-
-  return jax.tree.map(one, tree)
-
-
-def join(x: jax.Array, groups: int) -> jax.Array:
-  """The inverse of `split` for one array [parts, rows, ...]."""
-  parts = x.shape[0]
-  grouped = x.reshape(parts, groups // parts, -1, *x.shape[2:])
-  return jnp.swapaxes(grouped, 0, 1).reshape(-1, *x.shape[2:])
-
-
 def accumulate(loss_fn: Callable[..., Any], params: model.Params, parts: Any):
   """Sums of loss, statistics and gradients over micro-batches, and their stacked per-row outputs.
 
@@ -92,15 +73,15 @@ def make_distill_step(
   optimizer: optax.GradientTransformation,
   *,
   valid_vocab: int,
-  micro_batches: int = 1,
   layout: TrainState | None = None,
   adapters: LoraConfig = LoraConfig(),
 ) -> Callable[..., tuple[TrainState, StepReport]]:
-  """Compiles `(state, prompts, rollout, scores, frozen_head, base=None) -> (state, report)`.
+  """Compiles `(state, prompts, rollout, scores, frozen_head, base=None, plan=None) -> (state, report)`.
 
   The state is donated, so the head of an EMA or live teacher is taken from it inside the program;
   `frozen_head` is [V, D] for a frozen teacher, else None. `layout` holds the state's shardings, which
-  the new state keeps; None leaves them to the compiler. There must be one teacher view.
+  the new state keeps; None leaves them to the compiler. There must be one teacher view. `plan` is the
+  one that the scores were made by; None for all positions in one micro-batch.
 
   With `adapters` the state's parameters are those alone and `base` is what they stand beside: an
   argument that is neither donated nor differentiated. Student and teacher then share its head, and
@@ -108,46 +89,68 @@ def make_distill_step(
   """
 
   def loss_fn(base, teacher_head, trained, part):
-    prompts, rollout, weights, scores = part
+    inputs, token, scores = part
     params = lora.complete(adapters, base, trained)
-    hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, rollout.ids)
+    hidden = reading.states(spec, params, inputs)
     head = constrain(model.head(spec, params), 'vocab', None)  # gathered over fsdp once, not once a chunk
     corrected = config.correction != 'none'  # by factors that the comparison itself brings
-    known = None if corrected else weights
+    known = None if corrected else token.weights
     loss, out = objective.compare(
-      hidden, head, scores, teacher_head, rollout.ids, config, valid_vocab, spec.final_softcap, known
+      hidden, head, scores, teacher_head, token.ids, config, valid_vocab, spec.final_softcap, known
     )
-    mask = rollout.mask
-    loss = jnp.where(mask, loss, 0.0)
-    sums = objective.statistics(loss, out, mask, rollout.raw_logp, config.token_clip)
+    loss = jnp.where(token.real, loss, 0.0)
+    sums = objective.statistics(loss, out, token.real, token.raw_logp, config.token_clip)
+    weights = token.weights
     if corrected:
-      factors = correction.factors(config, out.student_logp, rollout.raw_logp)
-      weights, sums = weights * factors, sums | correction.statistics(config, factors, mask)
-    gap = None if out.student_logp is None else rollout.raw_logp - out.student_logp
+      factors = correction.factors(config, out.student_logp, token.raw_logp)
+      weights, sums = weights * factors, sums | correction.statistics(config, factors, token.real)
+    gap = None if out.student_logp is None else token.raw_logp - out.student_logp
     return jnp.sum(weights * loss), jax.lax.stop_gradient((sums, (loss, gap)))
 
   def update(
-    state: TrainState, prompts: Prompts, rollout: Rollout, scores: TeacherScores, frozen_head, base=None
+    state: TrainState,
+    prompts: Prompts,
+    rollout: Rollout,
+    scores: TeacherScores,
+    frozen_head,
+    base=None,
+    plan: Plan | None = None,
   ):
     if scores.hidden.shape[0] != 1:
       raise ValueError(
         f'the objective compares with 1 teacher view, but {scores.hidden.shape[0]} were scored.'
       )
-    questions = prompts.ids.shape[0]
-    weights = objective.token_weights(rollout.length, rollout.ids.shape[1], config.reduction)
-    batch = (prompts, rollout, weights, scores.hidden[0])
-    parts = split(batch, micro_batches, questions)
+    plan = scoring.everything(prompts, rollout) if plan is None else plan
+    inputs = reading.prepare(plan.student, plan.origin.shape[0], prompts, rollout)
+    tokens = _planned(rollout, plan.origin, config.reduction)
     averaged = teacher.kind == 'ema' and not adapters.rank
     teacher_head = model.head(spec, state.teacher) if averaged else frozen_head
     if teacher_head is not None:
       teacher_head = constrain(teacher_head, 'vocab', None)
     loss_of = functools.partial(loss_fn, base, teacher_head)
-    (loss, sums, grads), rows = accumulate(loss_of, state.params, parts)
+    (loss, sums, grads), rows = accumulate(loss_of, state.params, (inputs, tokens, scores.hidden[0]))
     state, norms, stepped = states.step(state, grads, loss, optimizer, teacher)
-    per_token = jax.tree.map(lambda x: join(x, questions), rows)  # the loss, and the sampler's gap
+    # The loss, and the sampler's gap.
+    per_token = jax.tree.map(lambda x: reading.scatter(x, plan.origin, rollout.ids.shape), rows)
     return state, StepReport(loss, norms, stepped, sums, jnp.sum(rollout.length), *per_token)
 
   return _compile(update, layout)
+
+
+class _Tokens(NamedTuple):
+  """The planned tokens, each array [N, G, C]."""
+
+  ids: jax.Array
+  weights: jax.Array  # of the global batch, so that the split cannot change the loss
+  raw_logp: jax.Array
+  real: jax.Array
+
+
+def _planned(rollout: Rollout, origin: jax.Array, reduction: str) -> _Tokens:
+  """What is known of each planned token before the student reads it."""
+  weights = objective.token_weights(rollout.length, rollout.ids.shape[1], reduction)
+  known = _Tokens(rollout.ids, weights, rollout.raw_logp, rollout.mask)
+  return _Tokens(*(reading.gather(x, origin) for x in known))
 
 
 def _compile(update: Callable[..., Any], layout: TrainState | None) -> Callable[..., Any]:

@@ -95,9 +95,9 @@ def scored():
 @pytest.mark.parametrize('view', [0, 1])
 def test_teacher_states_are_those_of_the_plain_sequence(view):
   hidden = np.asarray(scored()(teacher_params(), make_rollout()).hidden)
-  assert hidden.shape == (2, 4, WIDTH, SPEC.embed_dim)
+  assert hidden.shape == (2, 1, 4, WIDTH, SPEC.embed_dim)
   for row, wanted in enumerate(plain_hidden(teacher_params(), VIEWS[view])):
-    np.testing.assert_allclose(hidden[view, row, : len(wanted)], wanted, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(hidden[view, 0, row, : len(wanted)], wanted, rtol=1e-4, atol=2e-5)
 
 
 def test_the_teacher_reads_a_sampled_pad_id():
@@ -105,7 +105,7 @@ def test_the_teacher_reads_a_sampled_pad_id():
   changed = [list(c) for c in COMPLETIONS]
   changed[1][1] = 9
   before, after = (
-    np.asarray(scored()(teacher_params(), make_rollout(c)).hidden) for c in (COMPLETIONS, changed)
+    np.asarray(scored()(teacher_params(), make_rollout(c)).hidden)[:, 0] for c in (COMPLETIONS, changed)
   )
   moved = np.abs(before - after).max((0, 3)) > 1e-3
   np.testing.assert_allclose(before[:, 1, :2], after[:, 1, :2], atol=1e-6)

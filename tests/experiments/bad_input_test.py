@@ -29,7 +29,7 @@ def test_unknown_experiment_names_the_nearest():
     ('objective.divergence=kl', "objective.divergence is 'kl'"),
     ('loop.budget=hours:3', 'tokens:N, updates:N or minutes:X'),
     ('rollout.sampling.top_p=0', r'rollout.sampling.top_p is 0.0; it must lie in \(0, 1\]'),
-    ('loop.micro_batches=3', r'loop.micro_batches is 3; it must divide rollout.questions \(4\)'),
+    ('loop.micro_tokens=3', 'loop.micro_tokens is 3, but a question may take .* positions'),
     ('model.vocab_size=10', 'model.vocab_size is 10, but the tokenizer has'),
     ('data.chains.steps=1', 'only 30 exist'),
   ],

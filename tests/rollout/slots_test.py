@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -16,7 +15,17 @@ from opsd_jax.rollout import decode, slots
 from opsd_jax.rollout.config import DecodeConfig, RolloutConfig, SamplingConfig, validate
 from tests.models.transformer_test import make_params
 from tests.rollout import decode_test as whole
-from tests.rollout.decode_test import CHAIN, CONFIG, LAST, SPEC, VALID, assert_close, assert_same, rows_of, take
+from tests.rollout.decode_test import (
+  CHAIN,
+  CONFIG,
+  LAST,
+  SPEC,
+  VALID,
+  assert_close,
+  assert_same,
+  rows_of,
+  take,
+)
 
 LENGTHS = (1, 3, 5, 2, 4, 1)
 ENDS = (2, 5, 11)  # so many that rows end early and late
@@ -26,7 +35,9 @@ def prompts_of(lengths=LENGTHS, **more):
   return whole.make_prompts(lengths, **more)
 
 
-def sampled(size, prompts=None, *, compact=False, cache='model', config=CONFIG, eos_ids=ENDS, per_question=2, **more):
+def sampled(
+  size, prompts=None, *, compact=False, cache='model', config=CONFIG, eos_ids=ENDS, per_question=2, **more
+):
   """What `size` slots draw, on the host."""
   return jax.tree.map(
     np.asarray,
@@ -123,7 +134,9 @@ def test_greedy():
 def chain(size, budgets):
   """Rows whose lengths are their budgets."""
   prompts = whole.Prompts(
-    ids=np.int32([[1, t] for t in LAST]), length=np.full(5, 2, np.int32), problem_id=np.arange(5, dtype=np.uint32)
+    ids=np.int32([[1, t] for t in LAST]),
+    length=np.full(5, 2, np.int32),
+    problem_id=np.arange(5, dtype=np.uint32),
   )
   params = whole.chain_params(50 * np.eye(8)[(np.arange(8) + 1) % 8])
   config = SamplingConfig(temperature=0.0, max_tokens=9)
@@ -143,7 +156,9 @@ def test_numbers_do_not_compile_anew():
   sampled(5)
   programs = decode._sample._cache_size()
   for seed in range(3):
-    config = dataclasses.replace(CONFIG, temperature=0.5 * seed, top_p=0.9 + seed / 99, min_p=0.02 + seed / 99)
+    config = dataclasses.replace(
+      CONFIG, temperature=0.5 * seed, top_p=0.9 + seed / 99, min_p=0.02 + seed / 99
+    )
     prompts = prompts_of(LENGTHS[::-1], seed=seed, first_id=seed)
     budgets = np.arange(12)
     sampled(5, prompts, config=config, seed=seed, step=seed, max_tokens=budgets, loss_temperature=1.0 + seed)
@@ -183,6 +198,8 @@ def test_bad_settings_are_refused(changes, message):
   validate(RolloutConfig(decode=DecodeConfig(slots=4, compact=True, cache='int8')), 9)
 
 
-@pytest.mark.parametrize(('asked', 'requests', 'groups', 'expected'), [(5, 12, 1, 5), (99, 12, 1, 12), (5, 12, 4, 8)])
+@pytest.mark.parametrize(
+  ('asked', 'requests', 'groups', 'expected'), [(5, 12, 1, 5), (99, 12, 1, 12), (5, 12, 4, 8)]
+)
 def test_slots_are_those_that_are_of_use(asked, requests, groups, expected):
   assert slots.slots_of(asked, requests, groups) == expected

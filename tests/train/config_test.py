@@ -117,8 +117,9 @@ def test_an_optimizer_that_works(changes):
   [
     ({'updates': 0}, ['loop.updates is 0', 'positive']),
     ({'budget': 'forever'}, ["'forever'", 'minutes:X']),
-    ({'micro_batches': 0}, ['loop.micro_batches is 0']),
-    ({'micro_batches': 5}, ['loop.micro_batches is 5', 'rollout.questions (12)']),
+    ({'micro_tokens': 0}, ['loop.micro_tokens is 0']),
+    ({'micro_tokens': 99}, ['loop.micro_tokens is 99', '100 positions', 'views.teacher_tokens', 'none']),
+    ({'packing': 'tight'}, ["loop.packing is 'tight'"]),
     ({'evaluate_every': -1}, ['loop.evaluate_every is -1', 'negative']),
     ({'show_every': -2}, ['loop.show_every is -2']),
     ({'max_bad_updates': 0}, ['loop.max_bad_updates is 0']),
@@ -127,13 +128,13 @@ def test_an_optimizer_that_works(changes):
 )
 def test_a_loop_that_cannot_run(changes, words):
   with pytest.raises(ConfigError) as caught:
-    lib.validate_loop(LoopConfig(**changes), questions=12)
+    lib.validate_loop(LoopConfig(**changes), widest=100)
   assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize('parts', [1, 2, 3, 4, 6, 12])
-def test_micro_batches_that_divide_the_questions(parts):
-  lib.validate_loop(LoopConfig(micro_batches=parts), questions=12)
+@pytest.mark.parametrize('changes', [{}, {'micro_tokens': 100}, {'packing': 'packed'}])
+def test_a_loop_that_can_run(changes):
+  lib.validate_loop(LoopConfig(**changes), widest=100)
 
 
 @pytest.mark.parametrize(

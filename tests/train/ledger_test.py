@@ -1,11 +1,22 @@
-"""Tokens counted by hand, FLOPs token by token from the weights of the model itself."""
+"""Tokens counted by hand, FLOPs token by token from the weights of the model itself.
+
+What programs compute is compared with the matrix products of the programs.
+"""
+
+import dataclasses
+import functools
 
 import jax
 import numpy as np
+import pytest
 
+from experiments.benching import flops as products
+from opsd_jax.distill import packing, reading, scoring
 from opsd_jax.mesh import MeshConfig, make_mesh
-from opsd_jax.models import flops, model
+from opsd_jax.models import attention, flops, lora, model
+from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.spec import ModelSpec
+from opsd_jax.records import Prompts, Rollout, Sampled
 from opsd_jax.train import ledger
 from opsd_jax.train.ledger import Ledger
 
@@ -122,3 +133,78 @@ def test_counts_are_whole_python_numbers():
   # They are written as JSON and outgrow 64 bits in no run.
   entry = ledger.rollout_entry(SPEC, PROMPTS.astype(np.int32), COMPLETIONS.astype(np.int32))
   assert all(type(value) is int for value in vars(entry).values())
+
+
+# What the programs compute, padding and all.
+
+
+def make_update():
+  """The two questions above in wider records: prompts of 3 and 2 of 5 tokens, completions of up to 4 of 6."""
+  counters, rows = np.arange(2, dtype=np.uint32), np.zeros((4, 6), np.int32)
+  prompts = Prompts(np.zeros((2, 5), np.int32), PROMPTS.astype(np.int32), counters)
+  flat = rows.astype(np.float32)
+  return prompts, Rollout(
+    rows, COMPLETIONS.astype(np.int32), np.ones(4, bool), flat, flat, np.zeros(4, np.int32)
+  )
+
+
+LAYOUTS = [dict(packing='rows'), dict(packing='packed'), dict(packing='packed', micro_tokens=30)]
+ADAPTERS = LoraConfig(rank=2)
+
+
+def params_of(spec, adapters):
+  mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+  base = model.abstract_params(spec, mesh)
+  return base, lora.abstract(ADAPTERS, spec, mesh) if adapters else None
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Attention goes over fewer queries at a time than rows have."""
+  monkeypatch.setattr(attention, 'BLOCK', 3)
+
+
+@pytest.mark.usefixtures('small_blocks')
+@pytest.mark.parametrize('settings', LAYOUTS)
+def test_the_teacher_computes_what_the_ledger_says(settings):
+  prompts, rollout = make_update()
+  plan, (params, _) = packing.plan(prompts, [prompts], rollout, **settings), params_of(SPEC, False)
+  found = products.count(functools.partial(scoring.score_teacher, SPEC), params, (prompts,), rollout, plan)
+  read = ledger.read_positions(plan, plan.teacher[0], prompts, rollout)
+  assert found + read.projected * 2 * 7 * 6 == read.forward(SPEC, 0)
+  entry = ledger.teacher_entry(SPEC, prompts.length, rollout.length, computed=read)
+  assert (entry.positions_teacher, entry.spent_teacher) == (read.positions, read.forward(SPEC, 0))
+  assert entry.needed_teacher == entry.flops == READING
+  assert entry.utilisation == {'teacher': READING / read.forward(SPEC, 0)}
+
+
+@pytest.mark.parametrize('remat', ['none', 'full', 'dots'])
+@pytest.mark.parametrize('settings', LAYOUTS[:2])
+def test_the_student_computes_what_the_ledger_says(settings, remat):
+  prompts, rollout = make_update()
+  spec = dataclasses.replace(SPEC, remat=remat)
+  plan, (params, _) = packing.plan(prompts, [prompts], rollout, **settings), params_of(spec, False)
+
+  def loss(params):
+    inputs = reading.prepare(plan.student, plan.origin.shape[0], prompts, rollout)
+    part = jax.tree.map(lambda x: x[0], inputs)
+    return (reading.states(spec, params, part) @ model.head(spec, params).T).sum()
+
+  read = ledger.read_positions(plan, plan.student, prompts, rollout)
+  assert products.count(jax.grad(loss), params) == read.backward(spec, 0)
+
+
+def test_idle_rows_and_padding_of_the_sampler():
+  prompts, rollout = make_update()
+  assert ledger.sampled_positions(prompts, Sampled(rollout, None, None)) is None
+  told = ledger.sampled_positions(prompts, Sampled(rollout, 5, np.int32(12)))
+  assert (told.positions, told.projected) == (17, 12)
+  entry = ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS, computed=told)
+  assert entry.flops == entry.needed_rollout == READING < entry.spent_rollout
+  assert entry.spent_rollout == flops.computed_flops(SPEC, 17, told.pairs, 12)
+
+
+def test_a_ledger_saved_before_there_were_such_counts():
+  saved = {'sampled': 10, 'flops': 99}
+  total = Ledger(**saved) + ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS)
+  assert total.sampled == 20 and total.utilisation == {}

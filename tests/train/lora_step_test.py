@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from opsd_jax import mesh as meshes
-from opsd_jax.distill import scoring, teachers
+from opsd_jax.distill import packing, scoring, teachers
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
 from opsd_jax.models import lora, model
 from opsd_jax.models.lora import LoraConfig
@@ -28,8 +28,11 @@ from tests.train.sharded_step_test import (
   LENGTHS,
   MESHES,
   OPTIMIZER,
+  PER_QUESTION,
+  QUESTIONS,
   SAME,
   VALID,
+  WIDTH,
   make_batch,
   oracle_token_loss,
   placed,
@@ -48,14 +51,13 @@ def placed_adapters(mesh, config=CONFIG, seed=0):
   )
 
 
-def distill_step(teacher, optimizer, layout=None, micro_batches=1, config=CONFIG):
+def distill_step(teacher, optimizer, layout=None, config=CONFIG):
   return steps.make_distill_step(
     SPEC,
     ObjectiveConfig(chunk_tokens=32, implementation='chunked'),
     teacher,
     optimizer,
     valid_vocab=VALID,
-    micro_batches=micro_batches,
     layout=layout,
     adapters=config,
   )
@@ -70,13 +72,15 @@ def update(where, kind='frozen', micro_batches=1):
   trained, average = placed_adapters(mesh), placed_adapters(mesh, seed=2) if kind == 'ema' else None
   complete = functools.partial(lora.complete, CONFIG, base)
   with jax.set_mesh(mesh):
-    scores = score(teachers.params_for(teacher, other, complete(average), complete(trained)), [seen], rollout)
+    plan = packing.everything(QUESTIONS, PER_QUESTION, WIDTH, parts=micro_batches)
+    taught_by = teachers.params_for(teacher, other, complete(average), complete(trained))
+    scores = score(taught_by, [seen], rollout, plan)
     layout = states.shardings(states.describe(trained, OPTIMIZER, teacher))
     state = TrainState(trained, OPTIMIZER.init(trained), average)
     # The teacher's head is the base's, except in the oracle's case of a teacher with other weights.
     head = model.head(SPEC, other) if kind == 'frozen' else None
-    arguments = state, prompts, rollout, scores, head, base
-    step = distill_step(teacher, OPTIMIZER, layout, micro_batches).lower(*arguments).compile(QUICK)
+    arguments = state, prompts, rollout, scores, head, base, plan
+    step = distill_step(teacher, OPTIMIZER, layout).lower(*arguments).compile(QUICK)
     return step(*arguments)
 
 

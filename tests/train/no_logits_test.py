@@ -13,7 +13,7 @@ import pytest
 
 from kernels import tiles
 from kernels.linear_divergence import tpu_backward
-from opsd_jax.distill import scoring
+from opsd_jax.distill import packing, scoring
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import model
@@ -57,12 +57,11 @@ def traced(objective, kind='frozen', micro_batches=1, spec=SPEC):
   teacher, (prompts, rollout) = TEACHERS[kind], batch()
   params = model.abstract_params(spec, one_device())
   state = states.describe(params, OPTIMIZER, teacher)
-  scores = jax.eval_shape(functools.partial(scoring.score_teacher, spec), params, (prompts,), rollout)
+  plan = packing.everything(QUESTIONS, 1, WIDTH, parts=micro_batches)
+  scores = jax.eval_shape(functools.partial(scoring.score_teacher, spec), params, (prompts,), rollout, plan)
   head = jax.ShapeDtypeStruct((spec.vocab_size, spec.embed_dim), jnp.float32) if kind == 'frozen' else None
-  step = steps.make_distill_step(
-    spec, objective, teacher, OPTIMIZER, valid_vocab=spec.vocab_size - 7, micro_batches=micro_batches
-  )
-  return step.trace(state, prompts, rollout, scores, head)
+  step = steps.make_distill_step(spec, objective, teacher, OPTIMIZER, valid_vocab=spec.vocab_size - 7)
+  return step.trace(state, prompts, rollout, scores, head, None, plan)
 
 
 def one_device():

@@ -34,11 +34,11 @@ def seen(setup, tmp_path_factory):
     record('sampler', prompts.ids, prompts.length, rollout.ids, rollout.length)
     return rollout
 
-  def score_teacher(spec, params, views, rollout):
+  def score_teacher(spec, params, views, rollout, plan):
     jax.debug.callback(
       lambda *a: record('teacher', *a), views[0].ids, views[0].length, rollout.ids, rollout.length
     )
-    return plain_score(spec, params, views, rollout)
+    return plain_score(spec, params, views, rollout, plan)
 
   def make_distill_step(*args, **more):
     compiled = plain_step(*args, **more)

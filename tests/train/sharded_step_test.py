@@ -14,7 +14,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from opsd_jax import mesh as meshes
-from opsd_jax.distill import scoring
+from opsd_jax.distill import packing, scoring
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
 from opsd_jax.models import model
 from opsd_jax.records import Prompts, Rollout
@@ -96,7 +96,7 @@ def call(key, make, *arguments):
   return PROGRAMS[key](*arguments)
 
 
-def distill_step(kind, micro_batches, implementation, params):
+def distill_step(kind, implementation, params):
   """With an average the layout of the new state is given, as in a run; else the compiler chooses."""
   teacher = TeacherConfig(**EMA) if kind == 'ema' else TeacherConfig(kind)
   layout = states.shardings(states.describe(params, OPTIMIZER, teacher)) if kind == 'ema' else None
@@ -106,7 +106,6 @@ def distill_step(kind, micro_batches, implementation, params):
     teacher,
     OPTIMIZER,
     valid_vocab=VALID,
-    micro_batches=micro_batches,
     layout=layout,
   )
 
@@ -137,18 +136,25 @@ class Outcome:
     return self.state.optimizer[0].trace
 
 
-def update(where, kind='frozen', micro_batches=1, teacher_seed=1, batch=None, implementation='chunked'):
-  """An update of student 0, taught by the weights of `teacher_seed`."""
+def update(
+  where, kind='frozen', micro_batches=1, teacher_seed=1, batch=None, implementation='chunked', **planned
+):
+  """An update of student 0, taught by the weights of `teacher_seed`; `planned` are settings of the plan."""
   mesh = MESHES[where]()
+  plan = packing.everything(QUESTIONS, PER_QUESTION, WIDTH, parts=micro_batches)
+  if planned:
+    asked, told, drawn = make_batch() if batch is None else batch
+    plan = packing.plan(asked, [told], drawn, shards=meshes.row_shards(mesh), **planned)
+    plan = meshes.shard_rows(mesh, plan, axis=1)
   prompts, seen, rollout = meshes.shard_rows(mesh, make_batch() if batch is None else batch)
   params, teacher = placed(mesh, 0), placed(mesh, teacher_seed)
   with jax.set_mesh(mesh):
-    scores = score(teacher, [seen], rollout)
+    scores = score(teacher, [seen], rollout, plan)
     head = model.head(SPEC, teacher) if kind == 'frozen' else None
     state = TrainState(params, OPTIMIZER.init(params), teacher if kind == 'ema' else None)
-    make = functools.partial(distill_step, kind, micro_batches, implementation, params)
-    key = (where, kind, micro_batches, implementation)
-    return Outcome(*call(key, make, state, prompts, rollout, scores, head))
+    make = functools.partial(distill_step, kind, implementation, params)
+    key = (where, kind, micro_batches, implementation, *planned.items())
+    return Outcome(*call(key, make, state, prompts, rollout, scores, head, None, plan))
 
 
 @functools.cache
@@ -247,7 +253,7 @@ def test_two_teacher_views_are_refused():
   scores = jax.eval_shape(functools.partial(scoring.score_teacher, SPEC), params, [seen] * 2, rollout)
   state = TrainState(params, OPTIMIZER.init(params), None)
   with pytest.raises(ValueError, match='compares with 1 teacher view, but 2 were scored'):
-    distill_step('live', 1, 'chunked', params).lower(state, prompts, rollout, scores, None)
+    distill_step('live', 'chunked', params).lower(state, prompts, rollout, scores, None)
 
 
 # The oracle.

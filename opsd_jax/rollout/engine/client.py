@@ -72,7 +72,7 @@ class Client:
     self._model: str | None = None
 
   def __call__(self, params: model.Params, prompts: Prompts, number: int) -> Rollout:
-    """As `source.Rollouts`. Answers that are there are kept: only what is missing is asked again.
+    """The rollouts of `source.Rollouts`. Answers that are there are kept: what is missing is asked again.
 
     Raises:
       EngineError: the server stayed away until the deadline, or does not answer as it must.

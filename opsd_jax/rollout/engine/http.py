@@ -1,6 +1,7 @@
 """One request to a server, asked again while that may help."""
 
 import email.utils
+import json
 import os
 import random
 import threading
@@ -17,7 +18,7 @@ _LATER = (
   requests.Timeout,
   requests.exceptions.ChunkedEncodingError,
   requests.exceptions.ContentDecodingError,
-  requests.exceptions.JSONDecodeError,  # an answer that was cut off
+  ValueError,  # no JSON: an answer that was cut off
 )
 
 
@@ -78,7 +79,7 @@ def call(
     try:
       response = session.request(method, url, json=body, timeout=min(timeout_s, left))
       if response.ok:
-        return response.json() if response.content.lstrip()[:1] in (b'{', b'[') else None
+        return _json(response.content)
       cause, asked = _status(response), _asked_to_wait(response)
       if response.status_code not in _AGAIN:
         raise Refused(f'{method} {url}: {cause}')
@@ -92,6 +93,11 @@ def call(
         'Look at the server and its log; a server that needs longer to come back needs a larger '
         'rollout.engine.retries, deadline_s or timeout_s.'
       )
+
+
+def _json(content: bytes) -> Any:
+  """None for an empty answer, or for plain words."""
+  return json.loads(content) if content.lstrip()[:1] in (b'{', b'[') else None
 
 
 def _status(response: requests.Response) -> str:
