@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from opsd_jax.mesh import constrain
 from opsd_jax.models.transformer import KV
+from opsd_jax.rollout import rows
 
 AXES = ('layers', 'batch', 'kv_heads', 'length', 'head_dim')
 CHUNK = None
@@ -24,26 +25,11 @@ def empty(spec, rows, width, dtype):
 
 
 def write(cache, kv, column):
-  return jax.tree.map(
-    lambda c, n: jax.vmap(
-      lambda c, n, t: jax.lax.dynamic_update_slice(c, n.astype(c.dtype), (0, 0, t, 0)), (1, 1, 0), 1
-    )(c, n, column),
-    cache,
-    kv,
-  )
+  return rows.write(cache, kv, column)
 
 
 def place(cache, prompts, question, slot):
-  g = question.shape[0]
-
-  def one(c, p):
-    L, S = c.shape[:2]
-    cg = c.reshape(L, g, S // g, *c.shape[2:])
-    pg = p.reshape(L, g, -1, *p.shape[2:])
-    f = lambda c, p, q, s: c.at[:, s, :, : p.shape[3]].set(p[:, q].astype(c.dtype), mode='drop')
-    return jax.vmap(f, (1, 1, 0, 0), 1)(cg, pg, question, slot).reshape(c.shape)
-
-  return jax.tree.map(one, cache, prompts)
+  return rows.place(cache, prompts, question, slot)
 
 
 def gather(cache, order):
