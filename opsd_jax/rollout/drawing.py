@@ -110,11 +110,12 @@ def _draw(
   mass = not truncates or (truncation.top_p and truncation.top_k is None)
   keep = truncates or not tiled
   blocks = lib.read(vocabulary, hidden, head, scales, tiled=tiled, mass=mass, keep=keep)
-  whole = _sums(blocks.largest, blocks.mass, scales.behaviour) if mass else None
   if truncates:
-    slot = _truncated(blocks, truncation, law, scales.behaviour, whole, greedy, uniform)
+    cut = functools.partial(_cut, truncation, law, scales.behaviour)
+    slot = _truncated(blocks, cut, truncation, tiled, jnp.broadcast_to(greedy, uniform.shape), uniform)
   else:
-    slot = _slot(whole, jnp.full(uniform.shape, -jnp.inf), uniform)
+    sums = _sums(blocks.largest, blocks.mass, scales.behaviour)
+    slot = _slot(sums, jnp.full(uniform.shape, -jnp.inf), uniform)
   block = jnp.where(greedy, jnp.argmax(blocks.largest, axis=1), slot.block)
   logits = _take(blocks.logits, block) if keep else lib.entries(vocabulary, hidden, head, block)
   entry = jnp.where(greedy, jnp.argmax(logits, axis=1), _entry(logits, slot, scales.behaviour))
@@ -187,38 +188,67 @@ def _first_above(ends: jax.Array, target: jax.Array, present: jax.Array) -> jax.
   return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), last)
 
 
-def _truncated(blocks: Blocks, truncation: Truncation, law: Law, scale, whole, greedy, uniform) -> _Slot:
-  """The slot in what truncation leaves, from candidate blocks where they hold all of it."""
-  cut = functools.partial(_cut, truncation, law, scale, whole, uniform)
+def _truncated(blocks: Blocks, cut, truncation: Truncation, tiled: bool, settled, uniform) -> _Slot:
+  """The slot in what truncation leaves, from candidate blocks in every row that they certainly serve."""
   largest = jnp.max(blocks.largest, axis=1)
+  nothing = jnp.full_like(largest, -jnp.inf)
   count = truncation.top_k or _CANDIDATES
-  if count > _CANDIDATES or count >= blocks.largest.shape[1]:
-    return cut(blocks.logits, largest, jnp.full_like(largest, -jnp.inf))
+  if count >= blocks.largest.shape[1]:
+    return cut(blocks, largest, nothing, uniform)
+  if count > _CANDIDATES:
+    slot = _Slot(jnp.zeros(largest.shape, jnp.int32), nothing, nothing, nothing)
+  else:
+    slot, served = _from_candidates(blocks, cut, count, largest, uniform)
+    settled = settled | served
+  given = blocks, largest, nothing, uniform
+  if tiled:
+    return _row_by_row(cut, slot, settled, given)
+  return jax.lax.cond(jnp.all(settled), lambda: slot, lambda: _where(settled, slot, cut(*given)))
+
+
+def _where(condition: jax.Array, slot: _Slot, other: _Slot) -> _Slot:
+  """Row by row: what serves a row does not depend on its batch-mates."""
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), slot, other)
+
+
+def _from_candidates(blocks: Blocks, cut, count: int, largest, uniform) -> tuple[_Slot, jax.Array]:
+  """The slot if only the `count` blocks with the largest maxima hold what is kept, and whether they do."""
   # Without the barrier XLA merges the slices below into the top-k, and a CPU then sorts.
   best, where = jax.lax.optimization_barrier(jax.lax.top_k(blocks.largest, count + 1))
   where, beyond = jnp.sort(where[:, :count], axis=1), best[:, count]
   few = jnp.take_along_axis(blocks.logits, where[:, :, None], axis=1)
-  slot = cut(few, largest, beyond)
-  slot = slot._replace(block=_take(where, slot.block))
-  certain = greedy | jnp.all(slot.threshold > beyond)
-  return jax.lax.cond(
-    certain, lambda: slot, lambda: cut(blocks.logits, largest, jnp.full_like(largest, -jnp.inf))
-  )
+  slot = cut(blocks._replace(logits=few), largest, beyond, uniform)
+  return slot._replace(block=_take(where, slot.block)), slot.threshold > beyond
 
 
-def _cut(truncation: Truncation, law: Law, scale, whole, uniform, logits, largest, low) -> _Slot:
-  """Truncates and draws from logits [B, N, 128]; no threshold is sought below `low` [B]."""
-  top = largest[:, None, None]
-  weights = _weights(logits, -jnp.inf, top, scale)
-  threshold = low
+def _row_by_row(cut, slot: _Slot, settled: jax.Array, given) -> _Slot:
+  """`cut` for the rows that are not settled, one after the other: the logits of one stay in a CPU's cache."""
+
+  def settle(state):
+    slot, settled = state
+    row = jnp.argmin(settled)
+    one = cut(*jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), given))
+    slot = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0), slot, one)
+    return slot, settled.at[row].set(True)
+
+  return jax.lax.while_loop(lambda x: ~jnp.all(x[1]), settle, (slot, settled))[0]
+
+
+def _cut(truncation: Truncation, law: Law, scale, blocks: Blocks, largest, low, uniform) -> _Slot:
+  """Truncates and draws from the logits in `blocks`; no threshold is sought below `low` [B].
+
+  The logits may be those of a few blocks; the masses, where there are any, are those of all.
+  """
+  logits, threshold = blocks.logits, low
+  weights = _weights(logits, -jnp.inf, largest[:, None, None], scale)
   if truncation.top_k is not None:
     limit = jnp.full_like(largest, truncation.top_k)
     threshold = thresholds.least(logits, jnp.ones_like(logits), limit, threshold)
   if truncation.top_p:
-    if whole is None:
+    if blocks.mass is None:
       total = jnp.sum(jnp.where(logits >= threshold[:, None, None], weights, 0), axis=(1, 2))
     else:
-      total = jnp.sum(whole.mass, axis=1)
+      total = jnp.sum(_sums(blocks.largest, blocks.mass, scale).mass, axis=1)
     threshold = thresholds.least(logits, weights, law.top_p * total, threshold)
   if truncation.min_p:
     threshold = jnp.maximum(threshold, largest + jnp.log(law.min_p) / scale)

@@ -1,12 +1,13 @@
 """The decode loop against teacher forcing, whole-sequence greedy search and a hand-made chain.
 
-The float64 oracles are the decoder of the model's tests and `truncated` of the sampler's. The chain
+The float64 oracles are the decoder of the model's tests and `truncated` of `oracle.py`. The chain
 is a model whose next token depends on the last one alone, so that counting predicts its output.
 """
 
 import dataclasses
 import functools
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -23,7 +24,7 @@ from opsd_jax.rollout import decode, drawing, layout, sampling
 from opsd_jax.rollout.config import DecodeConfig, RolloutConfig, SamplingConfig, bucket, validate
 from tests.models.oracle import continuation_rows, float64, row_logits
 from tests.models.transformer_test import UNTIED, cube, make_params, one_device
-from tests.rollout.sampling_test import truncated
+from tests.rollout.oracle import truncated
 
 SPEC, VALID, EOS = UNTIED, 17, 2  # 20 rows in the head, 17 ids in use
 CONFIG = SamplingConfig(temperature=0.8, top_k=14, top_p=0.98, min_p=0.01, max_tokens=6)
@@ -333,6 +334,15 @@ def test_new_prompts_do_not_recompile():
       max_tokens=np.arange(8),
     )
   assert decode._sample._cache_size() == programs
+
+
+def test_numbers_of_the_sampling_do_not_recompile(monkeypatch):
+  once = chex.assert_max_traces(decode._generate.__wrapped__, n=1)
+  monkeypatch.setattr(decode, '_generate', jax.jit(once, static_argnums=(0, 8, 9, 10, 11, 12)))
+  for temperature, top_p, min_p in ((0.8, 0.98, 0.01), (0.0, 0.5, 0.1), (1.3, 0.9, 0.02)):
+    config = SamplingConfig(temperature, CONFIG.top_k, top_p, min_p, CONFIG.max_tokens)
+    rollout = generate(make_prompts(), config, loss_temperature=temperature + 1, max_tokens=np.arange(8))
+    assert (rollout.behaviour_logp == 0).all() == (temperature == 0)
 
 
 @functools.cache
