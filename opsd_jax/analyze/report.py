@@ -191,8 +191,8 @@ def _parity(run: Run) -> str:
     return ''
   return table.html_rows([header, *rows]) + (
     '<small class="soft">Absolute difference in nats between the log-probs that the sampler and the scorer '
-    'have of the same sampled tokens. An alarm is an update above loop.parity_alarm on rollouts of the current '
-    'weights. Staleness: updates by which the weights that drew a rollout were older. Weight: of the '
+    'have of the same sampled tokens. An alarm is an update above loop.parity_alarm on rollouts of the '
+    'current weights. Staleness: updates by which the weights that drew a rollout were older. Weight: of the '
     'importance correction in the last update.</small>'
   )
 
