@@ -53,7 +53,7 @@ def test_the_default_experiment_is_valid():
   [
     (['model.vocab_size=19'], ['model.vocab_size is 19', '20 ids', 'raise model.vocab_size']),
     (['tokenizer.alphabet=0123456789+-*=,|:abcdefghijklmnop'], ['model.vocab_size is 32', '36 ids']),
-    (['loop.micro_tokens=78'], ['loop.micro_tokens is 78', 'may take 79 positions']),
+    (['loop.micro_tokens=58'], ['loop.micro_tokens is 58', 'may take 59 positions']),
     (['objective.support=teacher_topk', 'objective.k=21'], ['objective', 'k is 21', '20']),
     (['objective.divergence=jsd', 'objective.beta=1'], ['beta is 1.0', 'reverse_kl']),
     (['rollout.sampling.top_k=21'], ['rollout.sampling.top_k is 21', '1..20']),

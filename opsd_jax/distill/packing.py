@@ -166,7 +166,8 @@ def _packed_plan(sizes: Sizes, micro_tokens: int | None, shards: int) -> Plan:
   if micro_tokens is not None:
     limits = [max(1, min(most, micro_tokens // (width * shards))) for width in sizes.widest]
   cells = _fill(runs, sizes.widest, limits, shards)
-  parts = rounded(max(map(len, cells)), most, 8) if micro_tokens is not None else 1
+  # A cell that has no room for a question has one in every row of some role at least.
+  parts = rounded(max(map(len, cells)), -(-most // min(limits)), 8)
   cells = [own + [_Cell([[] for _ in limits])] * (parts - len(own)) for own in cells]
   count = max(int(sums[cell.questions].sum()) for own in cells for cell in own)
   tokens = min(most * sizes.completions.shape[1] * sizes.width, *(np.multiply(limits, sizes.widest)))

@@ -94,6 +94,7 @@ def test_a_packed_token_sees_its_own_sequence_and_nothing_else(update, micro_tok
     per_question = len(rollout.length) // len(student.length)
     assert width == prompts.ids.shape[1] - 1 + per_question * TOKENS
     assert micro_tokens is None or rows == shards or rows * width <= micro_tokens
+    assert micro_tokens is not None or parts == 1
     for (part, shard, c), origin in np.ndenumerate(plan.origin):
       if origin == rollout.ids.size:
         continue
@@ -102,6 +103,19 @@ def test_a_packed_token_sees_its_own_sequence_and_nothing_else(update, micro_tok
       before = int(prompts.length[b // per_question]) + t
       places, positions = seen_by(how.rows, part, shard * rows // shards + row, column)
       assert places == whole[b][:before] and positions == list(range(before))
+
+
+def test_short_sequences_share_rows_and_micro_batches():
+  """A run is a prompt but its last token, and a completion: 3 + 2 tokens stand alone in 8, 2 + 2 in pairs."""
+
+  def shapes(prompt, **more):
+    student, teacher, rollout = make_update([(prompt, 3)] * 16, [2] * 16, 1)
+    plan = packing.plan(student, [teacher], rollout, packing='packed', **more)
+    return plan.student.rows.source.shape, plan.teacher[0].rows.source.shape
+
+  assert shapes(4) == ((1, 16, 8), (1, 8, 10))
+  assert shapes(3) == ((1, 8, 8), (1, 8, 10))
+  assert shapes(3, micro_tokens=40) == ((2, 4, 8), (2, 4, 10))
 
 
 @hypothesis.settings(max_examples=60, deadline=None)
