@@ -77,7 +77,7 @@ def stream(
   while True:
     state, drawn = _go_on(setting, params, law, requests, state, every)
     drawn = meshes.host(drawn)
-    yield drawn
+    yield drawn._replace(ids=drawn.ids[:, : drawn.count.max()])
     if not drawn.active.any():
       return
 

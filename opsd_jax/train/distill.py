@@ -250,6 +250,7 @@ def check(setup: Setup, initial: model.Params, weights: state.TrainState) -> loo
     config.sampling,
     samples=config.validation_samples,
     batch=config.batch,
+    decode=config.decode,
     seed=config.seed,
   )
   adapters = lora.size(setup.lora, setup.spec)

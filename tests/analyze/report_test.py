@@ -30,6 +30,10 @@ def update_row(step, rate, updates):
     'accuracy': share + 2 * wobble,
     'length_mean': 33 + 4 * left + 20 * wobble,
     'tokens': 2000,
+    'logp_gap': 0.004,
+    'logp_gap_max': 0.01 * step,
+    'staleness': 0.5,
+    'parity_alarm': int(step % 50 == 0),
     'total/sampled': 2000 * step,
     'total/scored_student': 2000 * step,
     'total/flops': 10**9 * step,
@@ -88,6 +92,9 @@ def results():
     'scored_teacher': 200_000,
     'prompt_sampler': 64_000,
     'flops': 1.5e12,
+    'positions_student': 987_654,
+    'needed_student': 0.6e12,
+    'spent_student': 1.6e12,
   }
   arms = dict.fromkeys(('cold_start', 'opsd', *CONTROLS), ledger)
   shares = {
@@ -195,6 +202,8 @@ def test_a_finished_run_shows_everything(finished):
     '74.0 [71.0, 77.0]',
     '200,000',
     '1.50 TFLOPs',
+    'student utilisation %',
+    '37.5',
     'evaluation: OPSD',
     '1 min 15 s',
     '1 h 02 min',
@@ -204,9 +213,13 @@ def test_a_finished_run_shows_everything(finished):
     'device_kind',
     'views.teacher={problem}:',
     'its frozen initial weights',
+    'Sampler and scorer',
+    '2 of 100 updates',
+    '0.5 updates',
   ):
     assert part in seen, part
   assert 'Not everything is here' not in seen
+  assert 'teacher utilisation' not in seen and '987,654' not in seen
   assert not list(folder.glob('*.tmp'))
 
 

@@ -72,7 +72,7 @@ def test_at_most_so_many_problems_are_tracked(file):
 
 
 def test_accuracy_and_pass_at_k_are_those_of_the_completions(file, monkeypatch):
-  monkeypatch.setattr(accuracy.decode, 'generate', generate)
+  monkeypatch.setattr(accuracy.decoding, 'generate', generate)
   exam = accuracy.Exam(SPEC, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), VIEW, TOKENIZER)
   config = evaluation(file, samples=4)
   found, asked = retention.track(exam, {}, opened(file, samples=4), config)

@@ -144,7 +144,7 @@ def make_update():
   prompts = Prompts(np.zeros((2, 5), np.int32), PROMPTS.astype(np.int32), counters)
   flat = rows.astype(np.float32)
   return prompts, Rollout(
-    rows, COMPLETIONS.astype(np.int32), np.ones(4, bool), flat, flat, np.zeros(4, np.int32)
+    rows, COMPLETIONS.astype(np.int32), np.ones(4, bool), flat, flat, *np.zeros((2, 4), np.int32)
   )
 
 

@@ -24,7 +24,7 @@ from opsd_jax.train.loop import Checked, Outcome, Progress, TrainingStopped, Wor
 from opsd_jax.train.recorder import MetricsConfig
 from opsd_jax.train.state import TrainState
 
-SPENT = Ledger(sampled=7, scored_student=7, prompt_sampler=2, flops=10**15)
+SPENT = Ledger(sampled=7, scored_student=7, prompt_sampler=2, flops=10**15, needed_student=3, spent_student=4)
 ASKED = Ledger(sampled=100, prompt_sampler=40, flops=10**12)
 
 
@@ -136,6 +136,8 @@ def test_a_row_for_every_update(tmp_path):
   assert [row['total/sampled'] for row in found] == [7, 14, 21]
   assert [row['total/prompt_sampler'] for row in found] == [2, 4, 6]
   assert found[2]['total/flops'] == 3 * 10**15
+  assert [row['utilisation/student'] for row in found] == [0.75] * 3 and found[2]['total/spent_student'] == 12
+  assert 'utilisation/teacher' not in found[0]
   assert [row['total/skipped_updates'] for row in found] == [0, 1, 1]
   for row in found:
     assert row['time']['rollout'] == 1.5 and row['time']['tokens_per_second'] == 7 / 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import common, recipes
+from opsd_jax import jsonlines
 from opsd_jax.experiment import build
 from opsd_jax.train import cold_start, distill
 from tests.experiments import real_text
@@ -18,7 +19,8 @@ from tests.experiments import real_text
 def setup(tmp_path_factory):
   settings = real_text.settings(tmp_path_factory.mktemp('text'))
   several = ('rollout.per_question=2', 'mesh.data=1', 'mesh.fsdp=1', 'mesh.tensor=-1', 'loop.updates=1')
-  return build(common.with_settings(recipes.load('gsm8k_tiny'), [*settings, *several]))
+  packed = ('loop.packing=packed', 'loop.micro_tokens=1100')
+  return build(common.with_settings(recipes.load('gsm8k_tiny'), [*settings, *several, *packed]))
 
 
 @pytest.fixture(scope='module')
@@ -55,10 +57,18 @@ def seen(setup, tmp_path_factory):
     patch.setattr(distill.decode, 'generate', generate)
     patch.setattr(distill.scoring, 'score_teacher', score_teacher)
     patch.setattr(distill.step, 'make_distill_step', make_distill_step)
+    folder = tmp_path_factory.mktemp('run')
     with jax.set_mesh(setup.mesh):
-      distill.run(setup, str(tmp_path_factory.mktemp('run')), cold_start.initial_params(setup))
+      distill.run(setup, str(folder), cold_start.initial_params(setup))
       jax.effects_barrier()
-  return calls
+  return calls | {'metrics': jsonlines.read(folder / 'metrics.jsonl')[-1]}
+
+
+def test_the_run_says_what_was_needed_of_what_was_computed(seen):
+  metrics = seen['metrics']
+  for phase in ('rollout', 'student', 'teacher'):
+    assert 0.1 < metrics[f'utilisation/{phase}'] < 1
+  assert metrics['total/positions_student'] > metrics['total/scored_student'] == seen['sampler'][3].sum()
 
 
 def test_the_sampler_and_the_scorer_read_the_same_prompt(seen):
