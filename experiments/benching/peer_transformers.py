@@ -1,36 +1,62 @@
-"""Times `transformers.generate` on a CPU; runs by itself, in an environment with PyTorch.
+"""Times `transformers.generate` on a CPU; runs by itself, in the environment of requirements/peers-torch.txt.
 
-.venv/bench-torch/bin/python experiments/benching/peer_transformers.py runs/bench/workload.json out.json
+.venv/peers-torch/bin/python experiments/benching/peer_transformers.py runs/bench/workload.json out.json
 """
 
-import json
 import os
-import resource
 import sys
-import time
+from typing import Any
+
+import clock
 
 
 def main(workload: str, out: str) -> None:
+  """Times the cases that only sample."""
+  import transformers
+
+  work = clock.read(workload)
+  model = load(work['model'])
+  cases = {name: _timed(model, case) for name, case in work['cases'].items() if not case['teacher']}
+  clock.report(out, {'cases': cases, 'versions': {'transformers': transformers.__version__} | versions()})
+
+
+def load(folder: str) -> Any:
+  """The model in float32, on all the cores that this process may use."""
   import torch
   import transformers
 
-  with open(workload) as file:
-    work = json.load(file)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.manual_seed(0)
-  model = transformers.AutoModelForCausalLM.from_pretrained(work['model'], dtype=torch.float32).eval()
-  cases = {name: _timed(model, case) for name, case in work['cases'].items()}
-  result = {
-    'cases': cases,
-    'versions': {'torch': torch.__version__, 'transformers': transformers.__version__},
-    'threads': torch.get_num_threads(),
-    'max_rss_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-  }
-  with open(out, 'w') as file:
-    json.dump(result, file, indent=2)
+  return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _timed(model, case: dict) -> dict:
+def versions() -> dict[str, str]:
+  """Of PyTorch."""
+  import torch
+
+  return {'torch': torch.__version__, 'threads': str(torch.get_num_threads())}
+
+
+def generate(model: Any, rows: Any, budget: int, eos_ids: list[int]) -> Any:
+  """Token ids [B, T'] after prompts [B, P] without padding, at temperature 1 from the whole vocabulary."""
+  import torch
+
+  with torch.no_grad():
+    drawn = model.generate(
+      rows,
+      attention_mask=torch.ones_like(rows),
+      max_new_tokens=budget,
+      do_sample=True,
+      temperature=1.0,
+      top_k=0,
+      top_p=1.0,
+      eos_token_id=eos_ids or None,
+      pad_token_id=0,
+    )
+  return drawn[:, rows.shape[1] :]
+
+
+def _timed(model: Any, case: dict[str, Any]) -> dict[str, Any]:
   """Tokens and seconds of all requests of a case, in batches of as many rows as it has slots."""
   import torch
 
@@ -38,28 +64,14 @@ def _timed(model, case: dict) -> dict:
   batches = rows.split(case['slots'])
   ends = torch.tensor(case['eos_ids'], dtype=torch.long)
 
-  def run(batch, budget):
-    with torch.inference_mode():
-      drawn = model.generate(
-        batch,
-        attention_mask=torch.ones_like(batch),
-        max_new_tokens=budget,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=case['eos_ids'] or None,
-        pad_token_id=0,
-      )[:, batch.shape[1] :]
+  def run(batch: Any, budget: int) -> list[int]:
+    drawn = generate(model, batch, budget, case['eos_ids'])
     ended = torch.isin(drawn, ends)
-    first = torch.where(ended.any(1), ended.int().argmax(1) + 1, drawn.shape[1])
-    return first.tolist()
+    return torch.where(ended.any(1), ended.int().argmax(1) + 1, drawn.shape[1]).tolist()
 
   run(batches[0], 4)
-  load, began = os.getloadavg()[0], time.perf_counter()
-  lengths = [n for batch in batches for n in run(batch, case['budget'])]
-  seconds = time.perf_counter() - began
-  return {'tokens': sum(lengths), 'requests': len(lengths), 'seconds': seconds, 'load': load}
+  lengths, seconds = clock.timed(lambda: [n for batch in batches for n in run(batch, case['budget'])])
+  return {'tokens': sum(lengths), 'requests': len(lengths)} | seconds
 
 
 if __name__ == '__main__':

@@ -23,12 +23,14 @@ class Cost(NamedTuple):
   """Bytes on one device.
 
   Attributes:
-    read: of all the parameters as a decode step reads them.
-    copied: of those among them that exist beside the training ones while tokens are drawn.
+    held: by all the parameters while tokens are drawn.
+    copied: by those among them that exist beside the training ones.
+    read: by a decode step; an embedding that is no head is looked up alone.
   """
 
-  read: int
+  held: int
   copied: int
+  read: int
 
 
 def for_decoding(spec: ModelSpec, params: model.Params, mesh: Mesh | None = None) -> model.Params:
@@ -77,10 +79,12 @@ def describe(spec: ModelSpec, params: model.Params, mesh: Mesh) -> model.Params:
 
 def cost(spec: ModelSpec, params: model.Params, mesh: Mesh) -> Cost:
   """What `for_decoding` holds on each device, from arrays or from their descriptions."""
-  targets = jax.tree.leaves(describe(spec, params, mesh))
-  sizes = [_bytes(to) for to in targets]
-  new = [not _there(x, to) for x, to in zip(jax.tree.leaves(params), targets, strict=True)]
-  return Cost(sum(sizes), sum(size for size, is_new in zip(sizes, new, strict=True) if is_new))
+  targets = describe(spec, params, mesh)
+  pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(targets), strict=True))
+  sizes, new = [_bytes(to) for _, to in pairs], [not _there(x, to) for x, to in pairs]
+  base = targets.base if isinstance(targets, model.Adapted) else targets
+  copied = sum(size for size, is_new in zip(sizes, new, strict=True) if is_new)
+  return Cost(sum(sizes), copied, sum(sizes) - (0 if spec.tie_embeddings else _bytes(base['embedding'])))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

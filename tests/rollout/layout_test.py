@@ -114,16 +114,22 @@ def test_a_second_call_copies_nothing_and_bytes_are_counted():
   again = layout.for_decoding(spec, done, mesh)
   assert all(a is b for a, b in zip(jax.tree.leaves(done), jax.tree.leaves(again), strict=True))
   held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(done))
-  assert layout.cost(spec, done, mesh) == (held, 0)
+  assert layout.cost(spec, done, mesh) == (held, 0, held)
   copied = sum(
     new.addressable_shards[0].data.nbytes
     for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(done), strict=True)
     if new is not old
   )
-  assert layout.cost(spec, params, mesh) == (held, copied) and 0 < copied < held
+  assert layout.cost(spec, params, mesh) == (held, copied, held) and 0 < copied < held
   # Descriptions serve as well as arrays.
   described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
-  assert layout.cost(spec, described, mesh) == (held, copied)
+  assert layout.cost(spec, described, mesh) == (held, copied, held)
+
+
+def test_an_embedding_that_is_no_head_is_not_read():
+  mesh, spec = make_mesh('cube'), dataclasses.replace(SPEC, tie_embeddings=False)
+  cost = layout.cost(spec, model.abstract_params(spec, mesh), mesh)
+  assert cost.held - cost.read == 64 * 64 * 4 // 2
 
 
 def test_without_a_mesh_only_the_dtype_changes():
