@@ -432,5 +432,6 @@ def test_a_head_over_devices_draws_the_same(changes, sizes):
   np.testing.assert_allclose(split.raw_logp, alone.raw_logp, **LOG_PROB)
   np.testing.assert_allclose(split.behaviour_logp, alone.behaviour_logp, **LOG_PROB)
   # What travels is maxima and candidates, never the logits.
-  travels = re.findall(r'\[([\d,]+)\][^=]*? all-(?:gather|reduce)\(', program.as_text())
-  assert travels and max(np.prod([int(n) for n in x.split(',')]) for x in travels) <= 8 * 2 * blocks.BLOCK
+  moves = [line for line in program.as_text().splitlines() if re.search(r' all-(gather|reduce)\(', line)]
+  shapes = [x.split(',') for line in moves for x in re.findall(r'\w\[([\d,]+)\]', line.split(' all-')[0])]
+  assert shapes and max(np.prod([int(n) for n in shape]) for shape in shapes) <= 8 * 2 * blocks.BLOCK
