@@ -213,8 +213,9 @@ def _where(condition: jax.Array, slot: _Slot, other: _Slot) -> _Slot:
 
 def _from_candidates(blocks: Blocks, cut, count: int, largest, uniform) -> tuple[_Slot, jax.Array]:
   """The slot if only the `count` blocks with the largest maxima hold what is kept, and whether they do."""
-  # Without the barrier XLA merges the slices below into the top-k, and a CPU then sorts.
-  best, where = jax.lax.optimization_barrier(jax.lax.top_k(blocks.largest, count + 1))
+  # Without a barrier XLA merges the slices below into the top-k, and a CPU then sorts; with one for both
+  # results jaxlib 0.10.2 aborts where the blocks are split over devices.
+  best, where = map(jax.lax.optimization_barrier, jax.lax.top_k(blocks.largest, count + 1))
   where, beyond = jnp.sort(where[:, :count], axis=1), best[:, count]
   few = jnp.take_along_axis(blocks.logits, where[:, :, None], axis=1)
   slot = cut(blocks._replace(logits=few), largest, beyond, uniform)

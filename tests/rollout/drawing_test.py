@@ -5,6 +5,7 @@ are candidates, so that a vocabulary of 700 goes every way that a real one does.
 """
 
 import functools
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -411,18 +412,26 @@ def test_the_vocabulary_is_never_sorted(monkeypatch):
     assert 'TopK' in text and sorts and all(f'[2,{width}]' in line for line in sorts), sorts
 
 
-@pytest.mark.parametrize('changes', [{}, dict(top_k=2, top_p=0.9)], ids=str)
-def test_a_head_over_devices_draws_the_same(changes):
+@pytest.mark.parametrize(
+  ('changes', 'sizes'), [({}, (2, 2, 2)), (dict(top_k=2, top_p=0.9), (1, 1, 4))], ids=str
+)
+def test_a_head_over_devices_draws_the_same(changes, sizes):
   rng, config = np.random.default_rng(4), SamplingConfig(**changes)
   hidden, head = np.float32(rng.normal(size=(8, 16))), np.float32(rng.normal(size=(SIZE, 16)))
   given = np.float32(rng.random(8)), drawing.law_of(config, LOSS_TEMPERATURE), drawing.truncation_of(config)
   compiled = jax.jit(drawing.draw, static_argnames=('truncation', 'softcap', 'valid_vocab'))
   alone = compiled(hidden, head, *given, softcap=None, valid_vocab=690)
-  mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
+  mesh = meshes.make_mesh(meshes.MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
   with jax.set_mesh(mesh):
     placed = jax.device_put(head, meshes.sharding(mesh, ('vocab', None), head.shape))
-    rows = meshes.shard_rows(mesh, hidden)
-    split = compiled(rows, placed, *given, softcap=None, valid_vocab=690)
+    program = compiled.lower(
+      meshes.shard_rows(mesh, hidden), placed, *given, softcap=None, valid_vocab=690
+    ).compile()
+    split = program(meshes.shard_rows(mesh, hidden), placed, *given[:2])
   np.testing.assert_array_equal(split.id, alone.id)
   np.testing.assert_allclose(split.raw_logp, alone.raw_logp, **LOG_PROB)
   np.testing.assert_allclose(split.behaviour_logp, alone.behaviour_logp, **LOG_PROB)
+  # What travels is maxima and candidates, never the logits.
+  moves = [line for line in program.as_text().splitlines() if re.search(r' all-(gather|reduce)\(', line)]
+  shapes = [x.split(',') for line in moves for x in re.findall(r'\w\[([\d,]+)\]', line.split(' all-')[0])]
+  assert shapes and max(np.prod([int(n) for n in shape]) for shape in shapes) <= 8 * 2 * blocks.BLOCK
