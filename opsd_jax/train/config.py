@@ -69,7 +69,7 @@ class LoopConfig:
     show_every: updates between rollouts written out token by token, the first among them; 0 for never.
     max_bad_updates: non-finite updates in a row after which the run stops.
     parity_alarm: mean absolute difference between sampler and scorer, in nats a token over rollouts of the
-      current weights, above which an update warns; none for 1e-3 in float32 and 0.05 in bfloat16.
+      current weights, above which an update warns; none for 1e-3 in float32 and 0.1 in bfloat16.
   """
 
   updates: int = 100

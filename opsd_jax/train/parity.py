@@ -12,8 +12,11 @@ import numpy as np
 
 from opsd_jax.records import Rollout
 
-# Mean absolute difference in nats a token above which the alarm goes off, by compute dtype.
-ALARM = {'float32': 1e-3, 'bfloat16': 0.05}
+# Mean absolute difference in nats a token above which the alarm goes off, by compute dtype. What our own
+# sampler and scorer are apart by rounding is 3.8e-6 and 0.040 on a CPU, with 6 random layers and logits of a
+# standard deviation of 8 (pytest -s tests/train/parity_test.py -k rounding); smaller logits round less. The
+# largest of 4,096 differences was 0.42 there in bfloat16, so that the mean is what is watched.
+ALARM = {'float32': 1e-3, 'bfloat16': 0.1}
 
 
 def measure(gap: np.ndarray, rollout: Rollout, number: int) -> dict[str, float]:
