@@ -153,11 +153,12 @@ def begin(
   repeat = functools.partial(jnp.repeat, repeats=setting.per_question)
   index = rollout_index(prompts, setting.per_question, counters.first)
   keys = sampling.row_keys(counters.seed, counters.step, repeat(prompts.problem_id), index)
+  if setting.config.cache == 'int8':
+    prompt = prompt.replace(kv=caches.quantised(prompt.kv))
   requests = slots.Requests(prompt, model.last_token(prompts.ids, prompts.length), keys, budget)
   shards = _shards()
   groups = shards if questions % shards == 0 else 1
-  dtype = caches.dtype_of(spec, setting.config.cache)
-  return requests, slots.start(spec, requests, setting.config.slots, setting.max_tokens, groups, dtype)
+  return requests, slots.start(spec, requests, setting.config, setting.max_tokens, groups)
 
 
 def _shards() -> int:

@@ -16,6 +16,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV, Context
 from opsd_jax.rollout import cache as caches
 from opsd_jax.rollout import drawing, sampling
+from opsd_jax.rollout.config import DecodeConfig
 
 
 class Requests(NamedTuple):
@@ -74,32 +75,29 @@ class Sampler(NamedTuple):
   shared: bool
 
 
-def start(
-  spec: ModelSpec, requests: Requests, slots: int | None, budget: int, groups: int, cache_dtype: jnp.dtype
-) -> State:
+def start(spec: ModelSpec, requests: Requests, config: DecodeConfig, budget: int, groups: int) -> State:
   """The state before the first token.
 
   Args:
     spec: the model's shape.
     requests: R of them.
-    slots: how many are decoded at a time; None for all of them, whose prompts then stay shared contexts.
+    config: how many are decoded at a time; without slots, prompts stay shared contexts.
     budget: T, the largest budget of a request.
     groups: G.
-    cache_dtype: of keys and values.
   """
   total, width = requests.budget.shape[0], budget
-  if slots is None:
+  if config.slots is None:
     request = jnp.arange(total, dtype=jnp.int32).reshape(groups, -1) % (total // groups)
     token, before = _inputs(requests, jnp.arange(total))
     request = jnp.where(requests.budget.reshape(groups, -1) > 0, request, total // groups)
   else:
-    slots, width = slots_of(slots, total, groups), budget + requests.prompt.kv.key.shape[3]
+    slots, width = slots_of(config.slots, total, groups), budget + requests.prompt.kv.key.shape[3]
     request = jnp.full((groups, slots // groups), total // groups, jnp.int32)
     token = before = jnp.zeros(slots, jnp.int32)
   zeros = jnp.zeros_like(request)
-  cache = caches.empty(spec, request.size, width, cache_dtype)
+  cache = caches.empty(spec, request.size, width, config.cache)
   rows = Slots(request, token.reshape(request.shape), before.reshape(request.shape), zeros, cache)
-  taken = jnp.full(groups, total // groups if slots is None else 0, jnp.int32)
+  taken = jnp.full(groups, total // groups if config.slots is None else 0, jnp.int32)
   return State(rows, _nothing(requests.budget, budget), taken, jnp.int32(0), jnp.int32(0))
 
 
@@ -188,7 +186,7 @@ def _advance(sampler: Sampler, requests: Requests, state: State) -> State:
   start, drawn = (flat(jnp.where(active, x, 0)) for x in (slots.start, slots.drawn))
   shared = sampler.shared
   column = drawn if shared else start + drawn
-  own = Context(slots.cache, column, start if shared else jnp.zeros_like(start))
+  own = Context(slots.cache, column, start if shared else jnp.zeros_like(start), chunk=caches.CHUNK)
   contexts = (requests.prompt, own) if shared else (own,)
   tokens, positions = flat(slots.token)[:, None], (start + drawn)[:, None]
   hidden, kv = model.apply(sampler.spec, sampler.params, tokens, positions, contexts)

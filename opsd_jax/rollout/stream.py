@@ -108,6 +108,6 @@ def _pinned(state: slots.State) -> slots.State:
   def by_rows(x):
     return meshes.constrain(x, *['batch', *[None] * (x.ndim - 1)][: x.ndim])
 
-  cache = jax.tree.map(caches.pin, state.slots.cache)
+  cache = caches.pinned(state.slots.cache)
   pinned = jax.tree.map(by_rows, state._replace(slots=state.slots._replace(cache=None)))
   return pinned._replace(slots=pinned.slots._replace(cache=cache))
