@@ -1,4 +1,4 @@
-"""The sampler's cache of keys and values: made, written a token at a time, filled from prompts that were read.
+"""The cache of keys and values: made, written a token at a time, filled from prompts that were read.
 
 Axis letters: L layers, S rows (slots), Q questions, K key/value heads, W columns, P prompt tokens, H head
 width, G groups of rows, one for each shard of them.
