@@ -11,15 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from opsd_jax.mesh import constrain
-from opsd_jax.models import model
+from opsd_jax.models import chunked, model
 from opsd_jax.models.attention import soft_cap
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV, Context
 from opsd_jax.records import Prompts, Rollout
+from opsd_jax.rollout import cache as caches
 from opsd_jax.rollout import sampling
 from opsd_jax.rollout.config import SamplingConfig
-
-CACHE_AXES = ('layers', 'batch', 'kv_heads', 'length', 'head_dim')
 
 
 class Rows(NamedTuple):
@@ -174,7 +173,8 @@ def go_on(
   """Draws tokens until `until` of them are drawn or every row has ended; inside jit."""
 
   def draw(state: Decoding) -> Decoding:
-    cache = Context(state.cache, jnp.full_like(state.length, state.step), rows.start)
+    read = jnp.full_like(state.length, state.step)
+    cache = Context(state.cache, read, rows.start, chunked.usual_chunk())
     hidden, kv = model.apply(
       spec, params, state.token[:, None], (rows.start + state.step)[:, None], (rows.prompt, cache)
     )
@@ -207,15 +207,13 @@ def _draw(logits, keys, position, config, loss_temperature):
 
 
 def _start(spec: ModelSpec, first: jax.Array, width: int, budget: jax.Array) -> Decoding:
-  """The state before the first token. The cache is declared sharded, or it would be replicated."""
+  """The state before the first token."""
   rows = first.shape[0]
-  shape = (spec.num_layers, rows, spec.num_kv_heads, width, spec.head_dim)
-  cache = KV(*(constrain(jnp.zeros(shape, spec.dtype), *CACHE_AXES) for _ in range(2)))
   zeros = jnp.zeros((rows, width), jnp.float32)
   return Decoding(
     step=jnp.int32(0),
     token=first,
-    cache=cache,
+    cache=caches.empty(spec, rows, width),
     ids=jnp.zeros((rows, width), jnp.int32),
     raw_logp=zeros,
     behaviour_logp=zeros,

@@ -15,6 +15,7 @@ from opsd_jax import mesh as meshes
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
+from opsd_jax.rollout import cache as caches
 from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import SamplingConfig
 
@@ -105,4 +106,4 @@ def _go_on(spec, params, rows, state, config, eos_ids, valid_vocab, every):
 def _pinned(state: decode.Decoding) -> decode.Decoding:
   """The state in one layout, with which it leaves every dispatch, or the next would be compiled anew."""
   pinned = jax.tree.map(lambda x: meshes.constrain(x, *['batch', *[None] * (x.ndim - 1)][: x.ndim]), state)
-  return pinned._replace(cache=jax.tree.map(lambda x: meshes.constrain(x, *decode.CACHE_AXES), state.cache))
+  return pinned._replace(cache=caches.pinned(state.cache))
