@@ -50,6 +50,11 @@ class Mix(NamedTuple):
   values: jax.Array  # [..., H]
 
 
+def usual_chunk() -> int:
+  """Tokens of a piece: on a CPU few enough that a piece stays near, else whole TPU tiles (not measured)."""
+  return 32 if jax.default_backend() == 'cpu' else 128
+
+
 def span(length: jax.Array, start: jax.Array, chunk: int, positions: jax.Array, window: int | None) -> Span:
   """The pieces of a context that rows of `length` [R] see from `positions` [B, S].
 

@@ -1,4 +1,4 @@
-"""The sampler's cache of keys and values: made, written a token at a time, filled from prompts that were read.
+"""The cache of keys and values: made, written a token at a time, filled from prompts that were read.
 
 Axis letters: L layers, S rows (slots), Q questions, K key/value heads, W columns, P prompt tokens, H head
 width, G groups of rows, one for each shard of them.
@@ -14,14 +14,15 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV
 from opsd_jax.rollout import rows
 
-CHUNK = 128  # columns that attention reads at a time
+Kind = Literal['compute', 'bfloat16', 'int8']
 
 
-def empty(spec: ModelSpec, count: int, width: int, kind: Literal['model', 'int8']) -> KV:
-  """Zeros for `count` rows of `width` columns: in the model's dtype, or int8 with scales."""
+def empty(spec: ModelSpec, count: int, width: int, kind: Kind = 'compute') -> KV:
+  """Zeros for `count` rows of `width` columns: in the model's dtype, in bfloat16, or int8 with scales."""
   shape = (spec.num_layers, count, spec.num_kv_heads, width, spec.head_dim)
-  if kind == 'model':
-    return pinned(KV(*(jnp.zeros(shape, spec.dtype) for _ in range(2))))
+  if kind != 'int8':
+    dtype = spec.dtype if kind == 'compute' else kind
+    return pinned(KV(*(jnp.zeros(shape, dtype) for _ in range(2))))
   arrays = [jnp.zeros(shape, jnp.int8) for _ in range(2)] + [jnp.zeros(shape[:-1]) for _ in range(2)]
   return pinned(KV(*arrays))
 
@@ -41,11 +42,11 @@ def place(cache: KV, prompts: KV, question: jax.Array, slot: jax.Array) -> KV:
 
   Args:
     cache: [L, S, K, W, H].
-    prompts: of the same kind.
+    prompts: as `cache` or unquantised.
     question: int32 [G], which of its group's prompts.
     slot: int32 [G], which of its group's rows; beyond the last: none.
   """
-  return rows.place(cache, prompts, question, slot)
+  return rows.place(cache, _as(cache, prompts), question, slot)
 
 
 def gather(cache: KV, order: jax.Array) -> KV:
@@ -77,4 +78,4 @@ def quantised(kv: KV) -> KV:
 
 def _as(cache: KV, kv: KV) -> KV:
   """`kv` as the cache keeps it."""
-  return kv if cache.key_scale is None else quantised(kv)
+  return quantised(kv) if cache.key_scale is not None and kv.key_scale is None else kv

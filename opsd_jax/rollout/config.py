@@ -37,12 +37,13 @@ class DecodeConfig:
       at once, with each prompt's keys and values held once for all its rollouts.
     compact: with `slots`, halve their number when no request waits and half of them are idle. Saves time
       where a step's time grows with its rows (a CPU); the last bits of a row then depend on the others.
-    cache: type of the cached keys and values: the model's own, or `int8` with a scale a token and head.
+    cache: type of the cached keys and values: the one that the model computes in, `bfloat16`, or `int8`
+      with a scale a token and head. On a CPU bfloat16 is slower.
   """
 
   slots: int | None = None
   compact: bool = False
-  cache: Literal['model', 'int8'] = 'model'
+  cache: Literal['compute', 'bfloat16', 'int8'] = 'compute'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ def validate_decode(name: str, config: DecodeConfig) -> None:
     not config.compact or config.slots is not None,
     f'{name}.compact is true, but it is slots that become fewer; set {name}.slots.',
   )
-  require_choice(f'{name}.cache', config.cache, ('model', 'int8'))
+  require_choice(f'{name}.cache', config.cache, ('compute', 'bfloat16', 'int8'))
 
 
 def validate(config: RolloutConfig, vocab: int) -> None:

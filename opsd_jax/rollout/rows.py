@@ -64,8 +64,19 @@ def _one_by_one(cache: Any, new: Any, column: jax.Array) -> Any:
 
 
 def _scattered(cache: Any, new: Any, column: jax.Array) -> Any:
-  put = jax.vmap(lambda c, n, t: jax.lax.dynamic_update_slice_in_dim(c, n, t, 2), (1, 1, 0), 1)
-  return jax.tree.map(lambda c, n: put(c, n.astype(c.dtype), column), cache, new)
+  def put(old: jax.Array, token: jax.Array) -> jax.Array:
+    numbers = jax.lax.ScatterDimensionNumbers(
+      update_window_dims=(0, *range(2, old.ndim - 1)),
+      inserted_window_dims=(3,),
+      scatter_dims_to_operand_dims=(3,),
+      operand_batching_dims=(1,),
+      scatter_indices_batching_dims=(0,),
+    )
+    token = jnp.squeeze(token, 3).astype(old.dtype)
+    how = dict(unique_indices=True, indices_are_sorted=True, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
+    return jax.lax.scatter(old, column[:, None], token, numbers, **how)
+
+  return jax.tree.map(put, cache, new)
 
 
 def _put(cache: jax.Array, new: jax.Array, row: jax.Array, column: int | jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opsd_jax.models import model
+from opsd_jax.models import chunked, model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV, Context
 from opsd_jax.rollout import cache as caches
@@ -186,7 +186,7 @@ def _advance(sampler: Sampler, requests: Requests, state: State) -> State:
   start, drawn = (flat(jnp.where(active, x, 0)) for x in (slots.start, slots.drawn))
   shared = sampler.shared
   column = drawn if shared else start + drawn
-  own = Context(slots.cache, column, start if shared else jnp.zeros_like(start), chunk=caches.CHUNK)
+  own = Context(slots.cache, column, start if shared else jnp.zeros_like(start), chunk=chunked.usual_chunk())
   contexts = (requests.prompt, own) if shared else (own,)
   tokens, positions = flat(slots.token)[:, None], (start + drawn)[:, None]
   hidden, kv = model.apply(sampler.spec, sampler.params, tokens, positions, contexts)

@@ -36,7 +36,7 @@ def prompts_of(lengths=LENGTHS, **more):
 
 
 def sampled(
-  size, prompts=None, *, compact=False, cache='model', config=CONFIG, eos_ids=ENDS, per_question=2, **more
+  size, prompts=None, *, compact=False, cache='compute', config=CONFIG, eos_ids=ENDS, per_question=2, **more
 ):
   """What `size` slots draw, on the host."""
   return jax.tree.map(

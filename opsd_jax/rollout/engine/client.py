@@ -22,6 +22,7 @@ from opsd_jax.rollout.engine.answers import Row
 from opsd_jax.rollout.engine.flavours import FLAVOURS, Question
 from opsd_jax.rollout.engine.http import EngineError, Refused
 
+_STARTED_ANEW = 3  # times in an update that the server may be
 _BROKEN_OFF_S = 1.0  # before rows that the server broke off are asked again
 
 
@@ -85,13 +86,17 @@ class Client:
     if engine.push != 'none' and self._due(number):
       self._push(params, number, deadline)
     rows: dict[int, list[Row]] = {}
-    if self._ask_missing(prompts, number, rows, deadline):  # started anew: it has lost our weights
-      self._push(params, number, deadline)
-      if cause := self._ask_missing(prompts, number, rows, deadline):
-        raise EngineError(
-          f'the server at {engine.url} took the weights of update {number} and does not draw with them: '
-          f'{cause} Several servers behind one address are not supported.'
-        )
+    cause = self._ask_missing(prompts, number, rows, deadline)
+    for _ in range(_STARTED_ANEW):
+      if cause is None:
+        break
+      self._push(params, number, deadline)  # it has lost our weights
+      cause = self._ask_missing(prompts, number, rows, deadline)
+    if cause is not None:
+      raise EngineError(
+        f'the server at {engine.url} took the weights of update {number} and does not draw with them: '
+        f'{cause} Several servers behind one address are not supported.'
+      )
     ordered = [row for q in range(len(rows)) for row in rows[q]]
     return answers.rollout(ordered, self._config, self._run.eos_ids)
 
