@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -22,12 +23,11 @@ from opsd_jax import mesh as meshes
 from opsd_jax.analyze import hlo
 from opsd_jax.files import write_json
 from opsd_jax.mesh import MeshConfig
-from opsd_jax.models import model
+from opsd_jax.models import chunked, model
 from opsd_jax.models.sizes import SIZES
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
 from opsd_jax.rollout import decode, drawing, layout
-from opsd_jax.rollout.cache import CHUNK
 from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
 
 GIB = 2**30
@@ -78,7 +78,9 @@ def plan(case: Case) -> dict[str, Any]:
   spec = dataclasses.replace(SIZES[case.name], dtype='bfloat16')
   spec = dataclasses.replace(spec, num_layers=case.layers or spec.num_layers)
   began = time.perf_counter()
-  with jax.set_mesh(mesh):
+  # What is chosen by the backend is chosen as on a TPU.
+  with jax.set_mesh(mesh), mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
+    chunk = chunked.usual_chunk()
     params = layout.describe(spec, model.abstract_params(spec, mesh), mesh)
     compiled = _compiled(spec, params, case, mesh)
   weights = layout.cost(spec, params, mesh).read
@@ -86,7 +88,7 @@ def plan(case: Case) -> dict[str, Any]:
   program = hlo.parse(compiled.as_text())
   body = hlo.loop(program)
   columns = BUDGET + (PROMPT - 1) * case.refill
-  moved = hlo.traffic(program, body, {'Transformer/': -(-columns // CHUNK)})  # pieces of the whole cache
+  moved = hlo.traffic(program, body, {'Transformer/': -(-columns // chunk)})  # pieces of the whole cache
   total, memory = sum(m.bytes for m in moved), compiled.memory_analysis()
   return {
     **dataclasses.asdict(case),
