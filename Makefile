@@ -36,8 +36,13 @@ quickstart-seeds: .venv/.base ## the same with five seeds, for error bars
 	$(PY) -m experiments.seeds --experiment=quickstart --seeds=0,1,2,3,4 \
 	  --workdir=runs/quickstart-seeds $(ARGS)
 
-bench: .venv/.base ## time the kernels, the sampler and the training step, into runs/bench
+# What is timed beside ours has environments of its own, unless the flags name other peers, or none.
+bench: .venv/.base $(if $(findstring --peers,$(ARGS))$(findstring --smoke,$(ARGS)),,bench-peers) ## time rollouts and a step beside other programs, into runs/bench; ARGS=--peers= for ours alone
 	$(PY) -m experiments.bench --workdir=runs/bench $(ARGS)
+
+bench-peers: .venv/.base ## install what bench times beside ours (1 GB); what cannot be is left out
+	@$(MAKE) --no-print-directory .venv/.peers || echo 'google-tunix is not there: its rows will say so.'
+	@$(MAKE) --no-print-directory .venv/.peers-torch || echo 'PyTorch is not there: its rows will say so.'
 
 bench-kernel: .venv/.base ## time the divergence against whole logits, into runs/bench-kernel
 	$(PY) -m kernels.linear_divergence.bench --out=runs/bench-kernel/results.json $(ARGS)
@@ -116,6 +121,20 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	.venv/gpu-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/gpu-peers.txt
 	@touch $@
 
+.venv/.peers: .venv/.created requirements/peers.txt
+	@echo 'Installing google-tunix into .venv/peers ...'
+	$(PY) -m venv --clear .venv/peers
+	.venv/peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/peers.txt
+	@touch $@
+
+.venv/.peers-torch: .venv/.created requirements/peers-torch.txt
+	@echo 'Installing PyTorch and transformers into .venv/peers-torch ...'
+	$(PY) -m venv --clear .venv/peers-torch
+	@.venv/peers-torch/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 \
+	  --index-url $(TORCH_CPU) torch || echo 'Going on with the default build.'
+	.venv/peers-torch/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/peers-torch.txt
+	@touch $@
+
 .venv/.reference: .venv/.test requirements/reference.txt
 	@echo 'Installing PyTorch and others into .venv ...'
 	@$(PIP) --retries 1 --index-url $(TORCH_CPU) torch || echo 'Going on with the default build.'
@@ -145,5 +164,5 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help quickstart quickstart-seeds bench bench-kernel bench-tpu bench-gpu bench-grading test test-all \
+.PHONY: help quickstart quickstart-seeds bench bench-peers bench-kernel bench-tpu bench-gpu bench-grading test test-all \
   test-gpu-kernels test-reference lint check clean

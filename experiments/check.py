@@ -34,6 +34,7 @@ _READ = 64  # problems that the warnings and the mean gain are taken over
 def main(experiment: Experiment) -> int:
   """Prints the check; 3 if there are warnings."""
   setup = build(experiment)
+  sampler = study.check_sampler(experiment)
   with jax.set_mesh(setup.mesh):
     params, updates = _weights(setup, _WORKDIR.value)
     readings = preflight.read(
@@ -54,6 +55,7 @@ def main(experiment: Experiment) -> int:
     f"teacher's gain over the student on {len(readings)} reference solutions: {gain:+.3f} nats a token "
     f'({origin})'
   )
+  print(f'rollouts: {sampler} (validation and evaluation: our own sampler)')
   print(f'divergence: {objective.served_by(setup.objective, setup.spec, setup.exam.valid_vocab)}')
   _show_memory(experiment, setup)
   trained = updates > 0 or setup.weights.path is not None

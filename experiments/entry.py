@@ -9,7 +9,10 @@ from absl import app, flags, logging
 
 from opsd_jax.checkpoint.errors import CheckpointError, chain, describe, is_full
 from opsd_jax.config import ConfigError
+from opsd_jax.rollout.engine.http import EngineError
 from opsd_jax.train.loop import TrainingStopped
+
+_EXPECTED = (ConfigError, CheckpointError, TrainingStopped, EngineError)
 
 
 def run(
@@ -39,7 +42,7 @@ def run(
     except BrokenPipeError:  # who read our output, such as `| head`, has seen enough
       _discard_output()
       return 128 + signal.SIGPIPE
-    except (ConfigError, CheckpointError, TrainingStopped, OSError) as error:
+    except (*_EXPECTED, OSError) as error:
       message = explain(error)
       if message is None:
         raise
@@ -74,8 +77,7 @@ def explain(error: BaseException) -> str | None:
 
   A full disk can fail a checkpoint and then the closing of the metrics: the checkpoint's error knows more.
   """
-  known = (ConfigError, CheckpointError, TrainingStopped)
-  expected = next((e for e in chain(error) if isinstance(e, known)), None)
+  expected = next((e for e in chain(error) if isinstance(e, _EXPECTED)), None)
   if expected is not None:
     return str(expected)
   if not is_full(error):

@@ -9,11 +9,11 @@ FOLDER is a model in Hugging Face's format, RUN the folder of an experiments.tra
 benchmarks, or is Hugging Face's cache; a benchmark may be given as name=PATH as well. --protocol says how the
 problems are asked, how many samples are drawn and which rules judge them; any flag beside it changes one of
 these. The output folder gets settings.json, samples.jsonl of each benchmark, results.json and table.md. The
-same command goes on where an interrupted one stopped and draws nothing twice. --rows bounds the memory: what
-does not fit side by side is drawn in parts. --rules is opsd, strict or run. --prompt=run asks as a run asks
-its student, which is also what is done where its tokenizer has no chat template; --prompt=protocol asks as
-the protocol has it. --rules=run judges as the run does. Without --dtype a folder computes in float32 on a
-CPU, else in bfloat16.
+same command goes on where an interrupted one stopped and draws nothing twice. --rows bounds the memory, and
+saves time where lengths differ: a row that has ended takes the next sample. --rules is opsd, strict or run.
+--prompt=run asks as a run asks its student, which is also what is done where its tokenizer has no chat
+template; --prompt=protocol asks as the protocol has it. --rules=run judges as the run does. Without --dtype a
+folder computes in float32 on a CPU, else in bfloat16.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ from opsd_jax.evaluate.protocols import Protocol
 from opsd_jax.grade import config as grade_room
 from opsd_jax.grade.config import GradeConfig
 from opsd_jax.mesh import MeshConfig
-from opsd_jax.rollout.config import validate_sampling
+from opsd_jax.rollout.config import DecodeConfig, validate_sampling
 
 _SHARED = (
   *('model', 'checkpoint', 'step', 'base', 'output', 'dtype', 'prompt', 'thinking', 'system', 'temperature'),
@@ -56,7 +56,7 @@ _PROTOCOL = flags.DEFINE_string('protocol', 'opsd', f'How to ask: {", ".join(pro
 _DATA = flags.DEFINE_string('data', None, "A folder of data sets, or Hugging Face's cache.")
 _LIMIT = flags.DEFINE_integer('limit', None, 'The first problems of each benchmark alone.', lower_bound=1)
 _ROWS = flags.DEFINE_integer(
-  'rows', None, 'Prompts times samples that are drawn side by side, at most; left out: all of a batch.', 1
+  'rows', None, 'Samples that are drawn side by side; left out: all of a batch, until the last has ended.', 1
 )
 _EVERY = flags.DEFINE_integer('every', 32, 'Tokens of a dispatch; what ends is kept after it.', lower_bound=1)
 _SECONDS = flags.DEFINE_float('grade_seconds', GradeConfig.seconds, 'Of one grading; then it is a timeout.')
@@ -184,10 +184,12 @@ def _ask(exam: Exam, books: Sequence[Book]) -> None:
     with meter.timed('load'):
       params = jax.block_until_ready(asked.load(mesh))
     eos, count = asked.tokenizer.eos_ids, protocol.samples
-    batch, side = sitting.shape(_ROWS.value, options.BATCH.value, count, meshes.row_shards(mesh))
-    sampler = Sampler(asked.spec, mesh, params, protocol.sampling, eos, asked.vocab, side, protocol.seed)
+    decode = DecodeConfig(slots=_ROWS.value)
+    sampler = Sampler(
+      asked.spec, mesh, params, protocol.sampling, eos, asked.vocab, count, protocol.seed, decode
+    )
     try:
-      how = dict(batch=batch, every=_EVERY.value)
+      how = dict(batch=options.BATCH.value, every=_EVERY.value)
       sitting.sit_all(sampler, asked.tokenizer, exam.papers, books, exam.grade, meter, **how)
     finally:
       print(meter.summary(), file=sys.stderr)

@@ -28,6 +28,7 @@ def main(experiment: Experiment) -> None:
   seeded = [common.with_settings(experiment, [f'seed={seed}']) for seed in dict.fromkeys(_SEEDS.value)]
   require(bool(seeded), '--seeds is empty; name some, such as --seeds=0,1,2.')
   setups = [build(each) for each in seeded]
+  study.check_sampler(experiment)
   root = common.claim_workdir(_WORKDIR.value, dataclasses.replace(experiment, seed=0))
   results = []
   for each, setup in zip(seeded, setups, strict=True):

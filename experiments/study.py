@@ -17,10 +17,23 @@ from opsd_jax.files import write_json
 from opsd_jax.models import lora
 from opsd_jax.models.model import Params
 from opsd_jax.records import Role
+from opsd_jax.rollout.engine import probe
 from opsd_jax.train import cold_start, distill, ledger, loop
 from opsd_jax.train.setup import Setup
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def check_sampler(experiment: Experiment) -> str:
+  """What will draw the rollouts of the main run, in words.
+
+  Raises:
+    ConfigError: it is a server, of the main run or of a control, that could not be asked.
+  """
+  for control in experiment.controls:
+    changed = with_control(experiment, control)
+    probe.check(changed.rollout, changed.views.student_tokens)
+  return probe.check(experiment.rollout, experiment.views.student_tokens)
 
 
 def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if abse
 def main(experiment: Experiment) -> None:
   """Runs the experiment in its folder."""
   setup = build(experiment)  # before the folder is claimed: what fails here leaves no trace
+  study.check_sampler(experiment)
   workdir = common.claim_workdir(_WORKDIR.value, experiment, setup.origin)
   results = study.run(experiment, setup, workdir)
   report = write_report(workdir)

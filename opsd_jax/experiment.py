@@ -36,6 +36,7 @@ from opsd_jax.models.weights import WeightsConfig
 from opsd_jax.records import Problem
 from opsd_jax.rollout import config as rollout_room
 from opsd_jax.rollout.config import RolloutConfig
+from opsd_jax.rollout.engine import config as engine_room
 from opsd_jax.text import tokenizer as text_room
 from opsd_jax.text.tokenizer import TokenizerConfig
 from opsd_jax.train import cold_start, recorder
@@ -113,7 +114,12 @@ _RESERVED = (
 _DIGESTED = 16  # problems whose prompts stand for how all are rendered
 
 # Settings that may differ when a run is continued: they change how long it goes on and what it shows.
-CONTINUABLE = ('loop.budget', 'loop.updates', 'checkpoint.', 'metrics.', 'mesh.')
+CONTINUABLE = ('loop.budget', 'loop.updates', 'loop.parity_alarm', 'checkpoint.', 'metrics.', 'mesh.')
+# Where a server is and how patient its client, which the rollouts do not depend on.
+CONTINUABLE += tuple(
+  f'rollout.engine.{name}'
+  for name in ('url', 'push_folder', 'concurrency', 'timeout_s', 'retries', 'deadline_s')
+)
 
 
 def validate(experiment: Experiment) -> None:
@@ -134,6 +140,7 @@ def validate(experiment: Experiment) -> None:
   train_room.validate_optimizer('optimizer', experiment.optimizer)
   train_room.validate_loop(experiment.loop, _widest(experiment))
   train_room.validate_cold_start(experiment.cold_start)
+  _validate_engine(experiment)
   budget = train_room.parse_budget(experiment.loop)
   if budget.unit == 'updates':
     train_room.validate_decay('optimizer', experiment.optimizer, math.ceil(budget.limit))
@@ -157,6 +164,18 @@ def _validate_numbers(experiment: Experiment) -> None:
     require(finite, f'{name} is {value}; it must be a finite number.')
     is_seed = name.split('.')[-1] == 'seed'
     require(not is_seed or 0 <= value < 2**32, f'{name} is {value}; a seed lies in 0..{2**32 - 1}.')
+
+
+def _validate_engine(experiment: Experiment) -> None:
+  e = experiment
+  engine_room.validate_agreement(
+    e.rollout.engine,
+    e.rollout.sampling.temperature,
+    rollout_room.truncates(e.rollout.sampling),
+    loss_temperature=e.objective.student_temperature,
+    lora_rank=e.lora.rank,
+    cold_start_updates=e.cold_start.updates,
+  )
 
 
 def _validate_controls(experiment: Experiment) -> None:

@@ -6,7 +6,7 @@ One program serves 1 CPU, 8 GPUs or a TPU pod slice: arrays name their axes by m
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,8 @@ RULES: dict[str | None, tuple[str, ...]] = {
   'view': (),
   None: (),
 }
+# Of parameters that a decode loop reads at every token: whole along fsdp, so that no step gathers them.
+DECODING = RULES | {'embed': ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +75,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def partition(mesh: Mesh | AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+def partition(
+  mesh: Mesh | AbstractMesh,
+  axes: Sequence[str | None],
+  shape: Sequence[int],
+  rules: Mapping[str | None, tuple[str, ...]] = RULES,
+) -> PartitionSpec:
   """Where an array of `shape` with logical `axes` lives; an axis that does not divide stays whole."""
   spec = []
   for name, size in zip(axes, shape, strict=True):
-    mesh_axes = RULES[name]
+    mesh_axes = rules[name]
     fits = mesh_axes and size % math.prod(mesh.shape[a] for a in mesh_axes) == 0
     spec.append(mesh_axes if fits else None)
   return PartitionSpec(*spec)

@@ -8,7 +8,7 @@ was sampled is what is scored, and masks come from lengths, never from comparing
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -64,8 +64,10 @@ class Rollout:
     length: int32 [B], in tokens; positions at and after it are padding.
     stopped: bool [B], True where an EOS ended the row, False where its token budget did.
     raw_logp: float32 [B, T], log-prob of the token over the full vocabulary at the loss temperature.
-    behaviour_logp: float32 [B, T], log-prob after temperature and truncation: what it was drawn from.
+    behaviour_logp: float32 [B, T], log-prob after temperature and truncation: what it was drawn from; NaN
+      where a server does not tell.
     rollout_index: int32 [B], which of the question's rollouts this row is.
+    policy_version: int32 [B], updates that the weights had taken which drew the row.
   """
 
   ids: Array
@@ -74,6 +76,7 @@ class Rollout:
   raw_logp: Array
   behaviour_logp: Array
   rollout_index: Array
+  policy_version: Array
 
   @property
   def mask(self) -> jax.Array:
@@ -87,6 +90,20 @@ class Rollout:
       raw_logp=self.raw_logp[:, :width],
       behaviour_logp=self.behaviour_logp[:, :width],
     )
+
+
+class Sampled(NamedTuple):
+  """Rollouts, and what the sampler went through to draw them; None where a server did.
+
+  Attributes:
+    rollout: B rows.
+    prompt_positions: read before the first token, padding among them.
+    token_positions: int32, steps times the rows of each, idle ones among them.
+  """
+
+  rollout: Rollout
+  prompt_positions: int | None
+  token_positions: Array | None
 
 
 class Verdict(enum.StrEnum):

@@ -13,7 +13,7 @@ from opsd_jax.models.model import Params
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
 from opsd_jax.rollout import stream
-from opsd_jax.rollout.config import SamplingConfig
+from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
 from opsd_jax.rollout.stream import Drawn
 
 
@@ -21,7 +21,7 @@ from opsd_jax.rollout.stream import Drawn
 class Sampler:
   """What sampling takes beside the prompts.
 
-  `vocab` ids are the tokenizer's, the head may have more; `samples` of each prompt are drawn side by side.
+  `vocab` ids are the tokenizer's, the head may have more; `samples` of each prompt are drawn.
   """
 
   spec: ModelSpec
@@ -32,6 +32,7 @@ class Sampler:
   vocab: int
   samples: int = 1
   seed: int = 0
+  decode: DecodeConfig = DecodeConfig()
 
 
 @dataclasses.dataclass
@@ -67,9 +68,7 @@ class Meter:
     return '\n'.join(lines)
 
 
-def draw(
-  sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int, meter: Meter, first: int = 0
-) -> Iterator[Drawn]:
+def draw(sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int, meter: Meter) -> Iterator[Drawn]:
   """Yields tokens as they are drawn, `every` of them at a time; compiles what is new before.
 
   Args:
@@ -78,15 +77,14 @@ def draw(
     budget: int32 [B], tokens of every row; rows of 0 are not drawn, and their prompts not counted.
     every: tokens of a dispatch.
     meter: is told what it took.
-    first: the number of each prompt's first sample here.
   """
   shape = (*prompts.ids.shape, every)
   if shape not in meter.shapes:
     with meter.timed('compile'):  # rows without a budget: everything is compiled and nothing is drawn
-      for _ in _stream(sampler, prompts, np.zeros_like(budget), every, first):
+      for _ in _stream(sampler, prompts, np.zeros_like(budget), every):
         pass
     meter.shapes.add(shape)
-  parts = _stream(sampler, prompts, budget, every, first)
+  parts = _stream(sampler, prompts, budget, every)
   with meter.timed('read'):
     next(parts)
   asked = (budget.reshape(len(prompts.length), -1) > 0).any(1)
@@ -100,9 +98,7 @@ def draw(
     yield part
 
 
-def _stream(
-  sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int, first: int
-) -> Iterator[Drawn]:
+def _stream(sampler: Sampler, prompts: Prompts, budget: np.ndarray, every: int) -> Iterator[Drawn]:
   return stream.stream(
     sampler.spec,
     sampler.params,
@@ -110,9 +106,9 @@ def _stream(
     sampler.sampling,
     eos_ids=sampler.eos_ids,
     per_question=sampler.samples,
-    first=first,
     seed=sampler.seed,
     valid_vocab=sampler.vocab,
     max_tokens=budget,
+    decode=sampler.decode,
     every=every,
   )

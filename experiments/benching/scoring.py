@@ -99,9 +99,8 @@ def batch(
   ]
   counters = np.arange(len(student), dtype=np.uint32)
   zeros = np.zeros(ids[2].shape, np.float32)
-  rollout = Rollout(
-    ids[2], completions, np.ones(len(completions), bool), zeros, zeros, np.zeros(len(completions), np.int32)
-  )
+  rows = len(completions)
+  rollout = Rollout(ids[2], completions, np.ones(rows, bool), zeros, zeros, *np.zeros((2, rows), np.int32))
   return Prompts(ids[0], student, counters), Prompts(ids[1], teacher, counters), rollout
 
 

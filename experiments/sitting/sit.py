@@ -31,35 +31,17 @@ Showing = Callable[[float], None]
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Prompts that are read together, and which of their samples are drawn side by side.
+  """Prompts that are read together, and which of their samples are drawn.
 
   Attributes:
     table: Q prompts, of which the last may be there to fill it up.
     members: places of the others among the problems.
-    first: the number of the first of the m samples of each prompt.
-    budget: int32 [Q, m], tokens of every sample; 0 for what is not drawn.
+    budget: int32 [Q, n], tokens of every sample; 0 for what is not drawn.
   """
 
   table: Prompts
   members: Sequence[int]
-  first: int
   budget: np.ndarray
-
-
-def shape(rows: int | None, batch: int, samples: int, shards: int) -> tuple[int, int]:
-  """How many prompts are read at a time, and how many samples of each are drawn side by side.
-
-  Args:
-    rows: prompts times samples, at most; but one for each shard. None for all samples of `batch` prompts.
-    batch: prompts, at most.
-    samples: n of each prompt.
-    shards: that the rows are split into.
-  """
-  if rows is None:
-    return batch, samples
-  size = -(-min(batch, max(1, rows // samples)) // shards) * shards
-  parts = -(-samples // max(1, min(samples, rows // size)))
-  return size, -(-samples // parts)
 
 
 def sit_all(
@@ -123,28 +105,27 @@ def sit(
   at_once = judging.at_once(paper)
   lengths, shards = list(map(len, paper.ids)), meshes.row_shards(sampler.mesh)
   for members, rows in prompts.batches(lengths, batch, shards):
-    for one in _parts(sampler, paper, book, members, rows):
-      for found, share in _ending(sampler, tokenizer, paper, one, every, meter):
-        books.add(book, found)
-        if at_once:
-          books.mark(book, judge)
-        showing(share)
+    some = _missing(sampler, paper, book, members, rows)
+    if not some.budget.any():
+      continue
+    for found, share in _ending(sampler, tokenizer, paper, some, every, meter):
+      books.add(book, found)
+      if at_once:
+        books.mark(book, judge)
+      showing(share)
     if not at_once:
       books.mark(book, judge)
       showing(0)
 
 
-def _parts(sampler: Sampler, paper: Paper, book: Book, members: Sequence[int], rows: int) -> Iterator[Batch]:
-  """The samples of some prompts, as many at a time as the sampler draws; those in which some are missing."""
+def _missing(sampler: Sampler, paper: Paper, book: Book, members: Sequence[int], rows: int) -> Batch:
+  """Some prompts, and a budget for each of their samples that is not there."""
   counters = [stable_id(paper.problems[i]) for i in members]
   table = prompts.pad([paper.ids[i] for i in members], counters, rows)
-  for first in range(0, book.samples, sampler.samples):
-    budget = np.zeros((rows, sampler.samples), np.int32)
-    for row, i in zip(budget, members):
-      missing = [j - first for j in book.lacking(paper.problems[i].id)]
-      row[[j for j in missing if 0 <= j < len(row)]] = sampler.sampling.max_tokens
-    if budget.any():
-      yield Batch(table, members, first, budget)
+  budget = np.zeros((rows, book.samples), np.int32)
+  for row, i in zip(budget, members):
+    row[book.lacking(paper.problems[i].id)] = sampler.sampling.max_tokens
+  return Batch(table, members, budget)
 
 
 def _ending(
@@ -153,7 +134,7 @@ def _ending(
   """The samples that end in each dispatch, and how much of the others is drawn."""
   going, longest = batch.budget.reshape(-1) > 0, sampler.sampling.max_tokens
   ids: list[list[int]] = [[] for _ in going]
-  for part in draw(sampler, batch.table, batch.budget.reshape(-1), every, meter, batch.first):
+  for part in draw(sampler, batch.table, batch.budget.reshape(-1), every, meter):
     for row, new, count in zip(ids, part.ids, part.count, strict=True):
       row += new[:count].tolist()
     ended = np.flatnonzero(going & ~part.active)
@@ -172,7 +153,7 @@ def _sample(
   problem = batch.members[place]
   return Sample(
     problem=paper.problems[problem].id,
-    sample=batch.first + number,
+    sample=number,
     prompt_tokens=len(paper.ids[problem]),
     ids=tuple(ids),
     stopped=stopped,

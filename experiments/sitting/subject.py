@@ -147,7 +147,7 @@ def _load_run(
   _, trained = export.read_trained(workdir, experiment, mesh, step)
   if experiment.lora.rank:
     trained = export.merged(workdir, experiment, mesh, trained, base)
-  return jax.jit(model.for_decoding, static_argnums=0)(experiment.model, trained)
+  return jax.jit(model.in_compute_dtype, static_argnums=0)(experiment.model, trained)
 
 
 def _positions(folder: str) -> int | None:

@@ -21,6 +21,10 @@ from kernels.linear_divergence.tpu_second import log_probabilities
 
 # Entries of the outer loop's step. The hidden states' gradient is read and written in each.
 VOCAB_TILE = 2048
+_FEWEST = 1024  # With fewer, that reading and writing takes longer than the products.
+_SHARE = (
+  0.02  # Of both models' float32 logits: what a step may hold, if fewer entries can do something about it.
+)
 _NOWHERE = -lib.FLOOR  # Above every id.
 
 
@@ -78,7 +82,7 @@ def gradients(
   """
   valid = spec.valid_vocab or student_head.shape[0]
   kind = dense_kind(spec, vocab or student_head.shape[0])
-  tile = min(VOCAB_TILE, valid)
+  tile = _entries(student_hidden, valid, 1 + (kind == 'full' and teacher_head is not None))
   steps = pl.cdiv(valid, tile)
   by_row = {} if sparse is None else sparse._asdict()
   if kind != 'none':
@@ -114,6 +118,18 @@ def gradients(
     head_gradient = make(student_head.shape, student_head.dtype)
   hidden_sum, head_gradient = jax.lax.fori_loop(0, steps, add, (empty, head_gradient))
   return hidden_sum.astype(student_hidden.dtype) if of_hidden else None, head_gradient
+
+
+def _entries(hidden: jax.Array, vocab: int, heads: int) -> int:
+  """Entries of a step: fewer where few positions of wide states make its rows of the heads weigh much."""
+  (count, depth), tile = hidden.shape, min(VOCAB_TILE, vocab)
+
+  def held(tile: int) -> int:
+    return 4 * count * depth + tile * (heads * depth + count) * hidden.dtype.itemsize
+
+  while tile >= 2 * _FEWEST and held(tile) > _SHARE * 2 * 4 * count * vocab:
+    tile //= 2
+  return tile
 
 
 def _tile(spec, kind, place, shape, by_row, by_vocab, dtype) -> jax.Array:

@@ -247,7 +247,7 @@ def _weights(
       'initial weights, kept for the frozen teacher and the evaluation': whole,
       'average of an EMA teacher': whole if teacher.kind == 'ema' else 0,
     }
-  base = jax.eval_shape(functools.partial(model.for_decoding, spec), abstract)
+  base = jax.eval_shape(functools.partial(model.in_compute_dtype, spec), abstract)
   return {
     'adapters, gradients and Adam moments (float32)': 4 * _size(adapters),
     f'base of the adapters, which is the frozen teacher too ({spec.dtype})': _size(base),

@@ -44,6 +44,7 @@ def _page(run: Run, image: str) -> str:
       ('Results', _results(run)),
       ('Curves', curves_html),
       ('Tokens and compute', _ledger(run)),
+      ('Sampler and scorer', _parity(run)),
       ('Rollouts', viewer.rollouts_html(run)),
       ('Time', _time(run)),
       ('Settings', _settings(run)),
@@ -165,6 +166,35 @@ def _utilisation(entry: Mapping[str, Any], phase: str) -> float | None:
   """FLOPs needed over FLOPs computed, None where they are not known."""
   spent = entry.get(f'spent_{phase}')
   return entry.get(f'needed_{phase}', 0) / spent if spent else None
+
+
+def _parity(run: Run) -> str:
+  """How far the program that drew the tokens was from the one that scored them, an arm a row."""
+  header = ['', 'mean gap, last update', 'largest gap of all', 'alarms', 'mean staleness', 'mean weight']
+  rows = []
+  for arm in run.arms.values():
+    metered = [m for m in arm.metrics if 'parity_alarm' in m]
+    if metered:
+      alarms = sum(m['parity_alarm'] for m in metered)
+      weight = metered[-1].get('correction_weight')
+      rows.append(
+        [
+          arm.label,
+          f'{metered[-1]["logp_gap"]:.2g}',
+          f'{max(m["logp_gap_max"] for m in metered):.2g}',
+          f'{alarms} of {len(metered)} updates' if alarms else 'none',
+          f'{sum(m["staleness"] for m in metered) / len(metered):.2g} updates',
+          table.NONE if weight is None else f'{weight:.3f}',
+        ]
+      )
+  if not rows:
+    return ''
+  return table.html_rows([header, *rows]) + (
+    '<small class="soft">Absolute difference in nats between the log-probs that the sampler and the scorer '
+    'have of the same sampled tokens. An alarm is an update above loop.parity_alarm on rollouts of the '
+    'current weights. Staleness: updates by which the weights that drew a rollout were older. Weight: of the '
+    'importance correction in the last update.</small>'
+  )
 
 
 def _spent(arm: Arm) -> dict[str, Any]:

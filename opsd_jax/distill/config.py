@@ -87,6 +87,9 @@ class ObjectiveConfig:
     token_clip: upper bound on each token's divergence, after the sum.
     reduction: `token_mean` over all sampled tokens of the global batch, or `sample_mean`: the mean
       over samples of each sample's token mean.
+    correction: `token` multiplies each token's loss by its capped importance weight, for rollouts that older
+      weights or another program drew (`distill.correction`).
+    correction_cap: largest such weight.
     chunk_tokens: rows whose logits exist at a time, or as many numbers in tiles of the vocabulary.
     mode: `memory` computes logits again for the gradients; `speed` makes these while the logits exist.
     statistics: report what the loss itself does not need too: divergences and entropies of the full
@@ -106,6 +109,8 @@ class ObjectiveConfig:
   entry_clip_max: float | None = None
   token_clip: float | None = None
   reduction: Literal['token_mean', 'sample_mean'] = 'token_mean'
+  correction: Literal['none', 'token'] = 'none'
+  correction_cap: float = 2.0
   chunk_tokens: int = 1024
   mode: Mode = 'memory'
   statistics: bool = True
@@ -156,6 +161,15 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
     f'objective.token_clip is {config.token_clip}; it must be positive, or none.',
   )
   require_choice('objective.reduction', config.reduction, ('token_mean', 'sample_mean'))
+  require_choice('objective.correction', config.correction, ('none', 'token'))
+  require(
+    config.correction_cap > 0, f'objective.correction_cap is {config.correction_cap}; it must be positive.'
+  )
+  require(
+    config.correction == 'none' or config.statistics,
+    "objective.correction is 'token', which needs the log-probs of the sampled tokens; set "
+    'objective.statistics=true.',
+  )
   require_choice('objective.mode', config.mode, MODES)
   require(config.chunk_tokens > 0, f'objective.chunk_tokens is {config.chunk_tokens}; it must be positive.')
 

@@ -16,8 +16,8 @@ from opsd_jax.grade.config import GradeConfig
 from opsd_jax.models.model import Params
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout
-from opsd_jax.rollout import decode
-from opsd_jax.rollout.config import SamplingConfig
+from opsd_jax.rollout import decode as decoding
+from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
 from opsd_jax.text.tokenizer import Tokenizer
 
 
@@ -87,6 +87,7 @@ def answer_problems(
   samples: int,
   batch: int,
   seed: int,
+  decode: DecodeConfig = DecodeConfig(),
 ) -> Verdicts:
   """Draws and grades `samples` completions of every problem, `batch` problems at a time.
 
@@ -100,7 +101,7 @@ def answer_problems(
     rows = np.arange(start, start + batch) % len(problems)
     part = Prompts(*(np.asarray(x)[rows] for x in (prompts.ids, prompts.length, prompts.problem_id)))
     rollout = meshes.host(
-      decode.generate(
+      decoding.generate(
         exam.spec,
         params,
         meshes.shard_rows(exam.mesh, part),
@@ -109,6 +110,7 @@ def answer_problems(
         per_question=samples,
         seed=seed,
         valid_vocab=exam.valid_vocab,
+        decode=decode,
       )
     )
     graded = _grade(exam, [problems[r] for r in np.repeat(rows, samples)], rollout)
@@ -136,9 +138,10 @@ def measure(
   exam: Exam, params: Params, problems: Sequence[Problem], role: Role, config: EvaluateConfig
 ) -> tuple[Accuracy, list[Verdicts]]:
   """Sampled (avg@n, pass@k) and greedy accuracy, and the verdicts they come from."""
+  asked = dict(batch=config.batch, seed=config.seed, decode=config.decode)
   greedy_sampling = dataclasses.replace(config.sampling, temperature=0.0)
   sampled, greedy = (
-    answer_problems(exam, params, problems, role, how, samples=n, batch=config.batch, seed=config.seed)
+    answer_problems(exam, params, problems, role, how, samples=n, **asked)
     for how, n in ((config.sampling, config.samples), (greedy_sampling, 1))
   )
   powers = sorted({2**i for i in range(config.samples.bit_length())} | {config.samples})

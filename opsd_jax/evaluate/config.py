@@ -3,7 +3,7 @@
 import dataclasses
 
 from opsd_jax.config import require
-from opsd_jax.rollout.config import SamplingConfig, validate_sampling
+from opsd_jax.rollout.config import DecodeConfig, SamplingConfig, validate_decode, validate_sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,8 @@ class EvaluateConfig:
     samples: completions n of each problem for avg@n and pass@k.
     sampling: how they are drawn.
     validation_samples: completions of each problem in the curves during training.
-    batch: problems decoded at a time.
+    batch: problems whose prompts are read at a time.
+    decode: how many of their completions at a time, and in what memory.
     seed: of the draws; apart from the run's seed, so that all arms are asked alike.
     retention: problems of other tasks.
   """
@@ -43,6 +44,7 @@ class EvaluateConfig:
   sampling: SamplingConfig = SamplingConfig()
   validation_samples: int = 1
   batch: int = 128
+  decode: DecodeConfig = DecodeConfig()
   seed: int = 12345
   retention: RetentionConfig = RetentionConfig()
 
@@ -60,3 +62,4 @@ def validate(config: EvaluateConfig, vocab: int) -> None:
     f'evaluate.retention.benchmarks names one twice: {", ".join(config.retention.benchmarks)}.',
   )
   validate_sampling('evaluate.sampling', config.sampling, vocab)
+  validate_decode('evaluate.decode', config.decode)

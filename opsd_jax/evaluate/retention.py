@@ -107,6 +107,7 @@ def track(
       config.sampling,
       samples=config.retention.samples,
       batch=config.batch,
+      decode=config.decode,
       seed=config.seed,
     )
     found[one.name] = _summary(verdicts.correct)

@@ -19,13 +19,16 @@ BLOCK = 512  # queries whose scores over a row's own keys are made at a time
 class Read(NamedTuple):
   """One layer of a run of tokens already read: key and value [R, K, C, H]; length and start int32 [R].
 
-  Entry c is the token at position `start + c`; those at and beyond `length` are ignored.
+  Entry c is the token at position `start + c`; those at and beyond `length` are ignored. Keys and values
+  of int8 are multiplied by their scales, float32 [R, K, C]; others have none.
   """
 
   key: jax.Array
   value: jax.Array
   length: jax.Array
   start: jax.Array
+  key_scale: jax.Array | None = None
+  value_scale: jax.Array | None = None
 
 
 class Window(NamedTuple):
@@ -116,15 +119,15 @@ def attend(
     return soft_cap(scores * scale, softcap)
 
   own = shaped(jnp.einsum('bskgh,btkh->bkgst', query, key, preferred_element_type=jnp.float32))
-  scores = [_masked(shaped(_context_scores(query, c.key)), c, window) for c in contexts]
+  scores = [_masked(shaped(_context_scores(query, c)), c, window) for c in contexts]
   scores = [s.reshape(batch, kv_heads, heads // kv_heads, steps, -1) for s in scores]
-  scores.append(jnp.where(_own_visible(steps, key.shape[1], window, segments)[:, None, None], own, MASKED))
+  scores.append(jnp.where(own_visible(steps, key.shape[1], window, segments)[:, None, None], own, MASKED))
 
   probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(value.dtype)
   out, start = jnp.zeros((), value.dtype), 0
   for context in contexts:
     width_c = context.value.shape[2]
-    out = out + _context_values(probs[..., start : start + width_c], context.value)
+    out = out + _context_values(probs[..., start : start + width_c], context)
     start += width_c
   out = out + jnp.einsum('bkgst,btkh->bskgh', probs[..., start:], value)
   return out.reshape(batch, steps, heads, width)
@@ -135,7 +138,7 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def _own_visible(steps: int, keys: int, window: Window | None, segments: Segments | None) -> jax.Array:
+def own_visible(steps: int, keys: int, window: Window | None, segments: Segments | None) -> jax.Array:
   """bool [B, S, T], or [1, S, T] where rows are alike: which of T new tokens the last S attend to."""
 
   def pairs(compare, x):
@@ -152,12 +155,15 @@ def _own_visible(steps: int, keys: int, window: Window | None, segments: Segment
   return visible
 
 
-def _context_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
+def _context_scores(query: jax.Array, context: Read) -> jax.Array:
   """float32 [R, B / R, K, G, S, C]."""
   batch, steps, kv_heads, group, width = query.shape
-  rows = keys.shape[0]
+  rows = context.key.shape[0]
   shared = query.reshape(rows, batch // rows, steps, kv_heads, group, width)
-  return jnp.einsum('rnskgh,rkch->rnkgsc', shared, keys, preferred_element_type=jnp.float32)
+  keys = context.key.astype(query.dtype)
+  scores = jnp.einsum('rnskgh,rkch->rnkgsc', shared, keys, preferred_element_type=jnp.float32)
+  # On the scores, a number for each token, and not on the keys: no cache in the compute dtype.
+  return scores if context.key_scale is None else scores * context.key_scale[:, None, :, None, None]
 
 
 def _masked(scores: jax.Array, context: Read, window: Window | None) -> jax.Array:
@@ -171,10 +177,12 @@ def _masked(scores: jax.Array, context: Read, window: Window | None) -> jax.Arra
   return jnp.where(visible, scores, MASKED)
 
 
-def _context_values(probs: jax.Array, values: jax.Array) -> jax.Array:
+def _context_values(probs: jax.Array, context: Read) -> jax.Array:
   """[B, S, K, G, H], each row's part of the attention that falls on the context."""
   batch, kv_heads, group, steps, size = probs.shape
-  rows, width = values.shape[0], values.shape[-1]
+  rows, width = context.value.shape[0], context.value.shape[-1]
   shared = probs.reshape(rows, batch // rows, kv_heads, group, steps, size)
-  out = jnp.einsum('rnkgsc,rkch->rnskgh', shared, values)
+  if context.value_scale is not None:
+    shared = (shared * context.value_scale[:, None, :, None, None]).astype(probs.dtype)
+  out = jnp.einsum('rnkgsc,rkch->rnskgh', shared, context.value.astype(probs.dtype))
   return out.reshape(batch, steps, kv_heads, group, width)

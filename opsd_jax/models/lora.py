@@ -170,7 +170,7 @@ def complete(config: LoraConfig, base: model.Params, trained: model.Params | Ada
 
 def freeze(config: LoraConfig, spec: ModelSpec, params: model.Params) -> model.Params:
   """Weights as a run keeps them: under LoRA in the compute dtype, since no small step is added to them."""
-  return model.for_decoding(spec, params) if config.rank else params
+  return model.in_compute_dtype(spec, params) if config.rank else params
 
 
 def merge(base: model.Params, adapters: Adapters, factor: float) -> model.Params:

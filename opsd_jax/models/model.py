@@ -39,9 +39,14 @@ def _boxed_init(spec: ModelSpec, key: jax.Array) -> Params:
   return Transformer(spec).init(key, tokens, tokens)['params']
 
 
+def boxed_params(spec: ModelSpec) -> Params:
+  """Shapes and dtypes of the parameters in Flax's boxes, which hold the logical names of their axes."""
+  return jax.eval_shape(lambda: _boxed_init(spec, jax.random.key(0)))
+
+
 def abstract_params(spec: ModelSpec, mesh: jax.sharding.Mesh) -> Params:
   """Shapes, dtypes and shardings of the parameters, without allocating any."""
-  boxed = jax.eval_shape(lambda: _boxed_init(spec, jax.random.key(0)))
+  boxed = boxed_params(spec)
   names = nn.get_partition_spec(boxed)
 
   def describe(leaf, axes):
@@ -87,8 +92,8 @@ def apply(
   return Transformer(spec, keep_kv).apply({'params': params}, tokens, positions, contexts, segments)
 
 
-def for_decoding(spec: ModelSpec, params: Params) -> Params:
-  """The tree with every matrix in the compute dtype, so that a decode step does not read float32 masters.
+def in_compute_dtype(spec: ModelSpec, params: Params) -> Params:
+  """The tree with every matrix in the compute dtype, for whoever reads weights and adds nothing to them.
 
   Norm scales stay as they are; they are used in float32.
   """

@@ -6,7 +6,7 @@ all this one call. Axis letters: B rows, S new tokens, D width, L layers, K/N he
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opsd_jax.mesh import constrain
-from opsd_jax.models import attention, rotary
+from opsd_jax.models import attention, chunked, rotary
 from opsd_jax.models.layers import GatedMLP, RMSNorm, linear, parameter
 from opsd_jax.models.spec import ModelSpec
 
@@ -23,10 +23,12 @@ from opsd_jax.models.spec import ModelSpec
 @flax.struct.dataclass
 class KV:
   """Keys (rotated) and values of a run of tokens, each [L, R, K, C, H]: a head's tokens lie together,
-  which is how a decode step reads them."""
+  which is how a decode step reads them. Those of int8 have scales, float32 [L, R, K, C]."""
 
   key: jax.Array
   value: jax.Array
+  key_scale: jax.Array | None = None
+  value_scale: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -37,11 +39,24 @@ class Context:
     kv: keys and values, [L, R, K, C, H].
     length: int32 [R]; entries at and beyond it are ignored.
     start: int32 [R], position of the first entry; the others follow it one by one.
+    chunk: tokens read at a time, as far as the longest row reaches and no further (see `chunked`): for
+      decoding and for scoring without gradients. None reads all of them at once.
   """
 
   kv: KV
   length: jax.Array
   start: jax.Array
+  chunk: int | None = flax.struct.field(pytree_node=False, default=None)
+
+
+@flax.struct.dataclass
+class Where:
+  """What all layers share about a context: as there, and which pieces of it are read in any layer."""
+
+  length: jax.Array
+  start: jax.Array
+  span: chunked.Span | None
+  chunk: int | None = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
@@ -52,16 +67,14 @@ class Place:
     positions: int32 [B, S].
     rotary: of global layers.
     local_rotary: of local layers, None where it is the same.
-    lengths: int32 [R] of each context.
-    starts: int32 [R] of each context.
+    contexts: where each of them is.
     segments: of the new tokens, None where a row is one sequence.
   """
 
   positions: jax.Array
   rotary: rotary.Rotary
   local_rotary: rotary.Rotary | None
-  lengths: tuple[jax.Array, ...]
-  starts: tuple[jax.Array, ...]
+  contexts: tuple[Where, ...]
   segments: attention.Segments | None
 
   def rotary_of(self, local: jax.Array | None) -> rotary.Rotary:
@@ -71,6 +84,23 @@ class Place:
     return jax.tree.map(lambda a, b: jnp.where(local, a, b), self.local_rotary, self.rotary)
 
 
+class Index(NamedTuple):
+  """Which layer it is: whether a local one (None where none is), its number (None where none asks)."""
+
+  local: jax.Array | None
+  layer: jax.Array | None
+
+
+def _opened(kv: KV, where: Where, index: Index) -> attention.Read | chunked.Walk:
+  """One layer of a context: `kv` is that layer's, of one in pieces all layers'."""
+  at, scales = (where.length, where.start), (kv.key_scale, kv.value_scale)
+  if where.chunk is None:
+    return attention.Read(kv.key, kv.value, *at, *scales)
+  first, end = where.span
+  first = jnp.int32(0) if index.local is None else jnp.where(index.local, first, 0)
+  return chunked.Walk(kv.key, kv.value, *scales, index.layer, *at, first, end, where.chunk)
+
+
 class Attention(nn.Module):
   """Grouped-query attention with rotary positions, and norms or biases where the family has them."""
 
@@ -78,8 +108,8 @@ class Attention(nn.Module):
   lora_scale: float = 1.0
 
   @nn.compact
-  def __call__(self, x: jax.Array, place: Place, contexts: tuple[KV, ...], local: jax.Array | None):
-    s = self.spec
+  def __call__(self, x: jax.Array, place: Place, contexts: tuple[KV, ...], index: Index):
+    s, local = self.spec, index.local
     query = self._project(x, 'query', 'heads', s.num_heads)
     key = self._project(x, 'key', 'kv_heads', s.num_kv_heads)
     value = self._project(x, 'value', 'kv_heads', s.num_kv_heads)
@@ -87,16 +117,16 @@ class Attention(nn.Module):
       query, key = RMSNorm(s, name='query_norm')(query), RMSNorm(s, name='key_norm')(key)
     turn = place.rotary_of(local)
     query, key = rotary.rotate(query, turn), rotary.rotate(key, turn)
-    mixed = attention.attend_in_blocks(
-      query,
-      key,
-      value,
-      [attention.Read(c.key, c.value, *at) for c, *at in zip(contexts, place.lengths, place.starts)],
+    reads = [_opened(*context, index) for context in zip(contexts, place.contexts, strict=True)]
+    how = dict(
       scale=s.head_dim**-0.5 if s.query_scale is None else s.query_scale,
       softcap=s.attention_softcap,
       window=None if local is None else attention.Window(self._window(local), place.positions),
-      segments=place.segments,
     )
+    if any(where.chunk is not None for where in place.contexts):
+      mixed = chunked.attend(query, key, value, reads, **how)
+    else:
+      mixed = attention.attend_in_blocks(query, key, value, reads, segments=place.segments, **how)
     wide = {'heads': s.num_heads, 'head_dim': s.head_dim}
     return linear(self, 'out', mixed, wide, {'embed': s.embed_dim}), KV(
       jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
@@ -123,10 +153,10 @@ class Block(nn.Module):
   lora_scale: float
 
   @nn.compact
-  def __call__(self, x, place, contexts, local):
+  def __call__(self, x, place, contexts, index):
     s = self.spec
     normed = RMSNorm(s, name='attention_norm')(x)
-    mixed, kv = Attention(s, self.lora_scale, name='attention')(normed, place, contexts, local)
+    mixed, kv = Attention(s, self.lora_scale, name='attention')(normed, place, contexts, index)
     x = x + self._after(mixed, 'attention_post_norm')
     inner = GatedMLP(s, self.lora_scale, name='mlp')(RMSNorm(s, name='mlp_norm')(x))
     x = x + self._after(inner, 'mlp_post_norm')
@@ -165,25 +195,30 @@ class Transformer(nn.Module):
     """tokens and positions int32 [B, S] -> hidden [B, S, D] and the tokens' KV [L, B, K, S, H]."""
     s = self.spec
     x = self._embed(tokens)
-    place = Place(
-      positions,
-      *rotary.tables(s, positions),
-      tuple(c.length for c in contexts),
-      tuple(c.start for c in contexts),
-      segments,
-    )
+    where = tuple(self._where(c, positions) for c in contexts)
+    place = Place(positions, *rotary.tables(s, positions), where, segments)
     layers = nn.scan(
       _rematerialised(s),
       variable_axes={'params': 0, 'lora': 0},
       split_rngs={'params': True},
-      in_axes=(nn.broadcast, 0, 0),
+      in_axes=(nn.broadcast, tuple(0 if c.chunk is None else nn.broadcast for c in contexts), 0),
       length=s.num_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )(s, self.keep_kv, self.lora_scale, name='layers')
-    # Without local layers, no layer computes anything for a window.
-    local = jnp.array(s.local_layers) if any(s.local_layers) else None
-    x, kv = layers(x, place, tuple(c.kv for c in contexts), local)
+    x, kv = layers(x, place, tuple(c.kv for c in contexts), self._indices(contexts))
     return RMSNorm(s, name='final_norm')(x), kv
+
+  def _indices(self, contexts: tuple[Context, ...]) -> Index:
+    """Of all layers; without local layers no layer computes anything for a window."""
+    s = self.spec
+    local = jnp.array(s.local_layers) if any(s.local_layers) else None
+    return Index(local, None if all(c.chunk is None for c in contexts) else jnp.arange(s.num_layers))
+
+  def _where(self, context: Context, positions: jax.Array) -> Where:
+    length, start, chunk = context.length, context.start, context.chunk
+    window = self.spec.sliding_window if any(self.spec.local_layers) else None
+    span = None if chunk is None else chunked.span(length, start, chunk, positions, window)
+    return Where(length, start, span, chunk)
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
     s = self.spec

@@ -2,8 +2,11 @@
 
 import dataclasses
 from collections.abc import Collection
+from typing import Literal
 
-from opsd_jax.config import require
+from opsd_jax.config import require, require_choice
+from opsd_jax.rollout.engine import config as engines
+from opsd_jax.rollout.engine.config import EngineConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,23 @@ class SamplingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+  """How rows are decoded; the tokens do not depend on it, up to rounding.
+
+  Attributes:
+    slots: rows that are decoded at a time: one that has ended takes the next request. None for all rows
+      at once, with each prompt's keys and values held once for all its rollouts.
+    compact: with `slots`, halve their number when no request waits and half of them are idle. Saves time
+      where a step's time grows with its rows (a CPU); the last bits of a row then depend on the others.
+    cache: type of the cached keys and values: the model's own, or `int8` with a scale a token and head.
+  """
+
+  slots: int | None = None
+  compact: bool = False
+  cache: Literal['model', 'int8'] = 'model'
+
+
+@dataclasses.dataclass(frozen=True)
 class RolloutConfig:
   """Rollouts of one update.
 
@@ -33,13 +53,22 @@ class RolloutConfig:
     questions: distinct questions Q of an update.
     per_question: rollouts n of each question; B = Q·n.
     sampling: how each token is drawn.
+    decode: how many rows at a time, and in what memory.
     buckets: completion widths that the update may be compiled for; the longest row picks one.
+    engine: a server that draws the rollouts instead of our own sampler.
   """
 
   questions: int = 64
   per_question: int = 1
   sampling: SamplingConfig = SamplingConfig()
+  decode: DecodeConfig = DecodeConfig()
   buckets: tuple[int, ...] = ()
+  engine: EngineConfig = EngineConfig()
+
+
+def truncates(config: SamplingConfig) -> bool:
+  """Whether tokens are left out of the draw."""
+  return config.top_k is not None or config.top_p < 1 or config.min_p > 0
 
 
 def drawable(tokenizer_size: int, rows: int, control_ids: Collection[int]) -> int:
@@ -76,15 +105,30 @@ def validate_sampling(name: str, config: SamplingConfig, vocab: int) -> None:
   require(config.max_tokens > 0, f'{name}.max_tokens is {config.max_tokens}; it must be positive.')
 
 
+def validate_decode(name: str, config: DecodeConfig) -> None:
+  """Raises `ConfigError` where rows could not be decoded so."""
+  require(
+    config.slots is None or config.slots > 0,
+    f'{name}.slots is {config.slots}; it must be positive, or none for all rows at once.',
+  )
+  require(
+    not config.compact or config.slots is not None,
+    f'{name}.compact is true, but it is slots that become fewer; set {name}.slots.',
+  )
+  require_choice(f'{name}.cache', config.cache, ('model', 'int8'))
+
+
 def validate(config: RolloutConfig, vocab: int) -> None:
   """Raises `ConfigError` where an update could not be rolled out."""
   require(config.questions > 0, f'rollout.questions is {config.questions}; it must be positive.')
   require(config.per_question > 0, f'rollout.per_question is {config.per_question}; it must be positive.')
   validate_sampling('rollout.sampling', config.sampling, vocab)
+  validate_decode('rollout.decode', config.decode)
   require(
     all(b > 0 for b in config.buckets) and list(config.buckets) == sorted(config.buckets),
     f'rollout.buckets is {config.buckets}; widths must be positive and ascending.',
   )
+  engines.validate(config.engine)
 
 
 def bucket(length: int, buckets: tuple[int, ...], largest: int) -> int:

@@ -15,8 +15,10 @@ from opsd_jax import mesh as meshes
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
-from opsd_jax.rollout import decode
-from opsd_jax.rollout.config import SamplingConfig
+from opsd_jax.rollout import cache as caches
+from opsd_jax.rollout import decode as decoding
+from opsd_jax.rollout import drawing, layout, slots
+from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
 
 
 class Drawn(NamedTuple):
@@ -41,13 +43,13 @@ def stream(
   step: int = 0,
   valid_vocab: int | None = None,
   max_tokens: np.ndarray | None = None,
+  decode: DecodeConfig = DecodeConfig(),
   every: int = 8,
 ) -> Iterator[Drawn]:
   """Samples the very ids that `decode.generate` does, and yields them every few tokens.
 
   The first `Drawn` holds no token (k = 0): it says that the prompts have been read. Prompts, caches and
-  all else stay on the device between dispatches; masters in another dtype than the model's are cast in
-  each, so give parameters in the compute dtype.
+  all else stay on the device between dispatches, and so does the copy of the parameters that is read.
 
   Args:
     spec: the model's shape.
@@ -61,48 +63,51 @@ def stream(
     step: counts draws within a run.
     valid_vocab: ids at and beyond it are never drawn.
     max_tokens: int32 [B] budgets of single rows, at most `config.max_tokens`; None for that maximum.
+    decode: how many rows at a time; `compact` has no effect here.
     every: tokens of a dispatch.
   """
-  budget = decode.budgets(prompts, per_question, config, max_tokens)
-  counters = np.uint32(seed), np.uint32(step), np.int32(first)
-  rows, state, drawn = _begin(spec, params, prompts, budget, *counters, config, per_question)
+  setting = decoding.setting_of(spec, config, eos_ids, per_question, valid_vocab, decode)
+  budget = decoding.budgets(prompts, per_question, config, max_tokens)
+  counters = decoding.Counters(np.uint32(seed), np.uint32(step), np.int32(first))
+  law = drawing.law_of(config, 1.0)
+  params = layout.for_decoding(spec, params)
+  requests, state, drawn = _begin(setting, params, prompts, budget, counters)
   drawn = meshes.host(drawn)
   yield drawn
-  done = 0
   while True:
-    state, drawn, now = _go_on(spec, params, rows, state, config, eos_ids, valid_vocab, every)
-    drawn, now = meshes.host((drawn, now))
-    new = int(now) - done  # the columns before these were there the last time
-    yield drawn._replace(ids=drawn.ids[:, drawn.ids.shape[1] - new :])
-    done = int(now)
+    state, drawn = _go_on(setting, params, law, requests, state, every)
+    drawn = meshes.host(drawn)
+    yield drawn._replace(ids=drawn.ids[:, : drawn.count.max()])
     if not drawn.active.any():
       return
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7, 8))
-def _begin(spec, params, prompts, budget, seed, step, first, config, per_question):
-  params = model.for_decoding(spec, params)
-  rows, state = decode.begin(spec, params, prompts, budget, seed, step, first, config, per_question)
-  state = _pinned(state)
-  return rows, state, Drawn(state.ids[:, :0], state.length, state.stopped, state.active)
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(setting, params, prompts, budget, counters):
+  requests, state = decoding.begin(setting, params, prompts, budget, counters)
+  w = state.written
+  return requests, _pinned(state), Drawn(w.ids[:, :0], w.length, w.stopped, ~w.ended)
 
 
 # The state is donated: its cache is the largest thing after the parameters, and is written in place.
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7), donate_argnums=(3,))
-def _go_on(spec, params, rows, state, config, eos_ids, valid_vocab, every):
-  params = model.for_decoding(spec, params)
-  until = jnp.minimum(state.step + every, config.max_tokens)
-  after = _pinned(decode.go_on(spec, params, rows, state, until, 1.0, config, eos_ids, valid_vocab))
-  width = min(every, config.max_tokens)
-  first = jnp.maximum(after.step - width, 0)
-  ids = jax.lax.dynamic_slice_in_dim(after.ids, first, width, axis=1)
-  # Where fewer than `width` tokens exist, `first` is 0 and the new ones do not end the slice.
-  ids = jnp.roll(ids, width - (after.step - first), axis=1)
-  drawn = Drawn(ids, after.length - state.length, after.stopped, after.active)
-  return after, drawn, after.step
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=4)
+def _go_on(setting, params, law, requests, state, every):
+  before = state.written.length
+  every = min(every, setting.max_tokens)
+  sampler = decoding.sampler_of(setting, params, law)
+  state = _pinned(slots.go_on(sampler, requests, state, state.steps + every))
+  w = state.written
+  column = before[:, None] + jnp.arange(every)[None, :]
+  ids = jnp.take_along_axis(w.ids, jnp.minimum(column, w.ids.shape[1] - 1), axis=1)
+  return state, Drawn(ids, w.length - before, w.stopped, ~w.ended)
 
 
-def _pinned(state: decode.Decoding) -> decode.Decoding:
+def _pinned(state: slots.State) -> slots.State:
   """The state in one layout, with which it leaves every dispatch, or the next would be compiled anew."""
-  pinned = jax.tree.map(lambda x: meshes.constrain(x, *['batch', *[None] * (x.ndim - 1)][: x.ndim]), state)
-  return pinned._replace(cache=jax.tree.map(lambda x: meshes.constrain(x, *decode.CACHE_AXES), state.cache))
+
+  def by_rows(x):
+    return meshes.constrain(x, *['batch', *[None] * (x.ndim - 1)][: x.ndim])
+
+  cache = caches.pinned(state.slots.cache)
+  pinned = jax.tree.map(by_rows, state._replace(slots=state.slots._replace(cache=None)))
+  return pinned._replace(slots=pinned.slots._replace(cache=cache))

@@ -22,10 +22,12 @@ from opsd_jax.evaluate import accuracy as accuracies
 from opsd_jax.evaluate import retention
 from opsd_jax.grade import grading
 from opsd_jax.models import lora, model
-from opsd_jax.records import Graded, Plan, Problem, Prompts, Role, Rollout, Shown
+from opsd_jax.records import Graded, Plan, Problem, Prompts, Role, Rollout, Sampled, Shown
 from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
-from opsd_jax.train import ledger, loop, state, step
+from opsd_jax.rollout.engine import client
+from opsd_jax.rollout.source import Rollouts
+from opsd_jax.train import ledger, loop, parity, state, step
 from opsd_jax.train.config import parse_budget
 from opsd_jax.train.setup import Setup
 
@@ -47,7 +49,7 @@ def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -
     parse_budget(setup.loop),
     start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher),
     layout=shape,
-    update=_make_update(setup, initial, optimizer, shape, folder),
+    update=_make_update(setup, initial, optimizer, shape, folder, label),
     validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
   )
@@ -70,6 +72,7 @@ def _make_update(
   optimizer: optax.GradientTransformation,
   shape: state.TrainState,
   folder: str,
+  label: str,
 ):
   spec, vocab = setup.spec, setup.exam.valid_vocab
   score = jax.jit(scoring.score_teacher, static_argnums=0)
@@ -86,13 +89,16 @@ def _make_update(
   base = initial if setup.lora.rank else None  # whose head is then the student's and every teacher's
   with_head = setup.teacher.kind == 'frozen' and base is None
   frozen_head = model.head(spec, initial) if with_head else None
+  rollouts = source(setup)
 
   def update(weights: state.TrainState, number: int):
     began = time.monotonic()
     problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
     placed = meshes.shard_rows(setup.mesh, prompts)
-    rollout, sampled = roll_out(setup, complete(weights.params), placed, number)
+    drawn = roll_out(setup, rollouts, complete(weights.params), prompts, number)
+    sampled = drawn.rollout
+    rollout = meshes.shard_rows(setup.mesh, sampled)
     rolled = time.monotonic()
 
     seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
@@ -115,20 +121,20 @@ def _make_update(
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
       show_rollouts(setup, folder, number + 1, problems, sampled, graded, report.token_loss)
-    spent = entries(setup, prompts, seen, sampled, plan)
+    spent = entries(setup, prompts, seen, drawn, plan)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
-    metrics = describe(report, sampled, graded)
+    metrics = describe(report, sampled, graded) | compare_programs(setup, label, report, sampled, number)
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 
   return update
 
 
 def entries(
-  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], sampled: Rollout, plan: Plan
+  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], drawing: Sampled, plan: Plan
 ) -> ledger.Ledger:
   """What an update took: the rollouts, the student's loss and every view of the teacher."""
-  spec, adapters = setup.spec, lora.size(setup.lora, setup.spec)
-  drawn = ledger.sampled_positions(prompts, sampled)
+  spec, adapters, sampled = setup.spec, lora.size(setup.lora, setup.spec), drawing.rollout
+  drawn = ledger.sampled_positions(prompts, drawing)
   spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters, drawn)
   read = ledger.read_positions(plan, plan.student, prompts, sampled)
   spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
@@ -139,24 +145,58 @@ def entries(
   return spent
 
 
-def roll_out(setup: Setup, params: model.Params, prompts: Prompts, number: int) -> tuple[Rollout, Rollout]:
-  """Rollouts of update `number`, cropped to the narrowest bucket: on the devices, on the host."""
-  config = setup.rollout
-  rollout = decode.generate(
-    setup.spec,
-    params,
-    prompts,
-    config.sampling,
-    eos_ids=setup.tokenizer.eos_ids,
-    per_question=config.per_question,
-    seed=setup.seed,
-    step=number,
-    loss_temperature=setup.objective.student_temperature,
-    valid_vocab=setup.exam.valid_vocab,
-  )
-  sampled = meshes.host(rollout)
-  width = bucket(int(sampled.length.max()), config.buckets, config.sampling.max_tokens)
-  return rollout.cropped(width), sampled.cropped(width)
+def source(setup: Setup) -> Rollouts:
+  """What draws the rollouts of a run: the server that `rollout.engine` names, or our own sampler."""
+  if setup.rollout.engine.url is None:
+    return own_sampler(setup)
+  eos_ids, vocab = setup.tokenizer.eos_ids, setup.exam.valid_vocab
+  run = client.Run(setup.spec, setup.lora, setup.weights.path, eos_ids, vocab, setup.seed)
+  ask = client.Client(setup.rollout, run)
+  return lambda params, prompts, number: Sampled(ask(params, prompts, number), None, None)
+
+
+def own_sampler(setup: Setup) -> Rollouts:
+  """Rollouts drawn here, on the devices that train."""
+
+  def draw(params: model.Params, prompts: Prompts, number: int) -> Sampled:
+    sampled = decode.sample(
+      setup.spec,
+      params,
+      meshes.shard_rows(setup.mesh, prompts),
+      setup.rollout.sampling,
+      eos_ids=setup.tokenizer.eos_ids,
+      per_question=setup.rollout.per_question,
+      seed=setup.seed,
+      step=number,
+      loss_temperature=setup.objective.student_temperature,
+      valid_vocab=setup.exam.valid_vocab,
+      decode=setup.rollout.decode,
+    )
+    return meshes.host(sampled)
+
+  return draw
+
+
+def roll_out(
+  setup: Setup, rollouts: Rollouts, params: model.Params, prompts: Prompts, number: int
+) -> Sampled:
+  """Rollouts of update `number` on the host, cropped to the narrowest bucket."""
+  config, drawn = setup.rollout, rollouts(params, prompts, number)
+  width = bucket(int(drawn.rollout.length.max()), config.buckets, config.sampling.max_tokens)
+  return drawn._replace(rollout=drawn.rollout.cropped(width))
+
+
+def compare_programs(
+  setup: Setup, label: str, report: step.StepReport, sampled: Rollout, number: int
+) -> dict[str, float]:
+  """The parity meter of an update; warns where it is out of bounds."""
+  if report.logp_gap is None:
+    return {}
+  metrics = parity.measure(report.logp_gap, sampled, number)
+  message = parity.alarm(metrics, setup.loop.parity_alarm, setup.spec.dtype)
+  if message is not None:
+    parity.warn(label, number + 1, message)
+  return metrics | {'parity_alarm': int(message is not None)}
 
 
 def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
@@ -210,6 +250,7 @@ def check(setup: Setup, initial: model.Params, weights: state.TrainState) -> loo
     config.sampling,
     samples=config.validation_samples,
     batch=config.batch,
+    decode=config.decode,
     seed=config.seed,
   )
   adapters = lora.size(setup.lora, setup.spec)

@@ -7,7 +7,7 @@ import numpy as np
 from opsd_jax.models.attention import own_pairs
 from opsd_jax.models.flops import attention_flops, computed_flops, forward_flops, matmul_params
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Plan, Prompts, Reading, Rollout
+from opsd_jax.records import Plan, Prompts, Reading, Rollout, Sampled
 
 PHASES = ('rollout', 'student', 'teacher')
 
@@ -111,15 +111,12 @@ def read_positions(plan: Plan, how: Reading, prompts: Prompts, rollout: Rollout)
   return Computed(positions, positions // width * own_pairs(width), plan.origin.size)
 
 
-def sampled_positions(prompts: Prompts, rollout: Rollout, spent: tuple[int, int] | None = None) -> Computed:
-  """What the sampler goes through: every row up to the longest, with all keys of prompt and budget.
-
-  `spent` are the prompt positions that it read and the token positions that it decoded, where it says so.
-  """
-  questions, width = prompts.ids.shape
-  rows, budget = rollout.ids.shape
-  before = max(width - 1, 1)
-  read, decoded = (questions * before, rows * int(np.max(rollout.length))) if spent is None else spent
+def sampled_positions(prompts: Prompts, sampled: Sampled) -> Computed | None:
+  """What the sampler went through, every position with all keys of prompt and budget; None for a server's."""
+  if sampled.token_positions is None:
+    return None
+  before, budget = max(prompts.ids.shape[1] - 1, 1), sampled.rollout.ids.shape[1]
+  read, decoded = int(sampled.prompt_positions), int(sampled.token_positions)
   prefilled = read * own_pairs(before) // before
   return Computed(read + decoded, prefilled + decoded * (before + budget), decoded)
 

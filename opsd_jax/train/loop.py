@@ -17,6 +17,7 @@ import jax
 from opsd_jax import files
 from opsd_jax.checkpoint.store import Store, open_store
 from opsd_jax.models.model import Params
+from opsd_jax.rollout.engine.http import EngineError
 from opsd_jax.train.config import Budget
 from opsd_jax.train.ledger import Ledger
 from opsd_jax.train.progress import progress
@@ -123,6 +124,7 @@ def run(work: Work, setup: Setup) -> Finished:
   Raises:
     TrainingStopped: `loop.max_bad_updates` updates in a row were not finite.
     CheckpointError: a checkpoint could not be written; the ones before it are whole.
+    EngineError: the server that draws rollouts stayed away; what was trained until then is saved.
   """
   with open_store(os.path.join(work.folder, 'checkpoints'), setup.checkpoint) as store:
     state, done = _restore(store, work)
@@ -133,21 +135,30 @@ def run(work: Work, setup: Setup) -> Finished:
       progress(work.label, setup.metrics.progress, min(_fraction(work, done), 1)) as show,
     ):
       while _fraction(work, done) < 1:
-        state, outcome = work.update(state, done.updates)
+        try:
+          state, outcome = work.update(state, done.updates)
+        except EngineError:  # before the state was touched
+          if done.updates:
+            _save(store, state, done, setup, None)
+          raise
         done = _count(done, outcome)
         checked, done = _validate(work, state, done)
         done = dataclasses.replace(done, seconds=time.monotonic() - began)
         _record(recorder, show, work, outcome, done, checked)
         _stop_if_bad(work, done, outcome, setup.loop.max_bad_updates)
         if _save_due(work, done, checked, setup.checkpoint.every):
-          host = {'progress': dataclasses.asdict(done), 'config': setup.resolved}
-          store.save(done.updates, state, host, checked.accuracy if checked else None)
+          _save(store, state, done, setup, checked)
   return Finished(state.params, done)
 
 
 def _restore(store: Store, work: Work) -> tuple[TrainState, Progress]:
   found = store.restore(work.layout)
   return (work.start(), Progress()) if found is None else (found[1], Progress.from_json(found[2]['progress']))
+
+
+def _save(store: Store, state: TrainState, done: Progress, setup: Setup, checked: Checked | None) -> None:
+  host = {'progress': dataclasses.asdict(done), 'config': setup.resolved}
+  store.save(done.updates, state, host, checked.accuracy if checked else None)
 
 
 def _say_if_done(work: Work, done: Progress, setup: Setup) -> None:

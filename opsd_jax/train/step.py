@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from kernels.linear_logprob.api import linear_logprob
-from opsd_jax.distill import objective, reading, scoring
+from opsd_jax.distill import correction, objective, reading, scoring
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
 from opsd_jax.mesh import constrain
 from opsd_jax.models import lora, model
@@ -36,6 +36,8 @@ class StepReport:
     sums: statistics summed over the batch's tokens.
     tokens: number of tokens in those sums.
     token_loss: float32 [B, T], 0 on padding; None where it was not asked for.
+    logp_gap: float32 [B, T], the sampler's minus the scorer's log-prob of every sampled token, anything on
+      padding; None where the objective has no statistics.
   """
 
   loss: jax.Array
@@ -44,6 +46,7 @@ class StepReport:
   sums: dict[str, jax.Array]
   tokens: jax.Array
   token_loss: jax.Array | None
+  logp_gap: jax.Array | None = None
 
 
 def accumulate(loss_fn: Callable[..., Any], params: model.Params, parts: Any):
@@ -90,12 +93,19 @@ def make_distill_step(
     params = lora.complete(adapters, base, trained)
     hidden = reading.states(spec, params, inputs)
     head = constrain(model.head(spec, params), 'vocab', None)  # gathered over fsdp once, not once a chunk
+    corrected = config.correction != 'none'  # by factors that the comparison itself brings
+    known = None if corrected else token.weights
     loss, out = objective.compare(
-      hidden, head, scores, teacher_head, token.ids, config, valid_vocab, spec.final_softcap, token.weights
+      hidden, head, scores, teacher_head, token.ids, config, valid_vocab, spec.final_softcap, known
     )
     loss = jnp.where(token.real, loss, 0.0)
     sums = objective.statistics(loss, out, token.real, token.raw_logp, config.token_clip)
-    return jnp.sum(token.weights * loss), (jax.lax.stop_gradient(sums), jax.lax.stop_gradient(loss))
+    weights = token.weights
+    if corrected:
+      factors = correction.factors(config, out.student_logp, token.raw_logp)
+      weights, sums = weights * factors, sums | correction.statistics(config, factors, token.real)
+    gap = None if out.student_logp is None else token.raw_logp - out.student_logp
+    return jnp.sum(weights * loss), jax.lax.stop_gradient((sums, (loss, gap)))
 
   def update(
     state: TrainState,
@@ -120,8 +130,9 @@ def make_distill_step(
     loss_of = functools.partial(loss_fn, base, teacher_head)
     (loss, sums, grads), rows = accumulate(loss_of, state.params, (inputs, tokens, scores.hidden[0]))
     state, norms, stepped = states.step(state, grads, loss, optimizer, teacher)
-    token_loss = reading.scatter(rows, plan.origin, rollout.ids.shape)
-    return state, StepReport(loss, norms, stepped, sums, jnp.sum(rollout.length), token_loss)
+    # The loss, and the sampler's gap.
+    per_token = jax.tree.map(lambda x: reading.scatter(x, plan.origin, rollout.ids.shape), rows)
+    return state, StepReport(loss, norms, stepped, sums, jnp.sum(rollout.length), *per_token)
 
   return _compile(update, layout)
 

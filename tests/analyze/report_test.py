@@ -30,6 +30,10 @@ def update_row(step, rate, updates):
     'accuracy': share + 2 * wobble,
     'length_mean': 33 + 4 * left + 20 * wobble,
     'tokens': 2000,
+    'logp_gap': 0.004,
+    'logp_gap_max': 0.01 * step,
+    'staleness': 0.5,
+    'parity_alarm': int(step % 50 == 0),
     'total/sampled': 2000 * step,
     'total/scored_student': 2000 * step,
     'total/flops': 10**9 * step,
@@ -209,6 +213,9 @@ def test_a_finished_run_shows_everything(finished):
     'device_kind',
     'views.teacher={problem}:',
     'its frozen initial weights',
+    'Sampler and scorer',
+    '2 of 100 updates',
+    '0.5 updates',
   ):
     assert part in seen, part
   assert 'Not everything is here' not in seen

@@ -47,6 +47,7 @@ def make_update(prompts, completions, per_question, seed=0):
     np.ones(rows, bool),
     *np.zeros((2, rows, TOKENS), np.float32),
     np.tile(np.arange(per_question, dtype=np.int32), questions),
+    np.zeros(rows, np.int32),
   )
   return *seen, rollout
 

@@ -54,6 +54,7 @@ def make_rollout(completions=COMPLETIONS, width=WIDTH):
     stopped=np.ones(len(ids), bool),
     raw_logp=zeros,
     behaviour_logp=zeros,
+    policy_version=np.zeros(len(zeros), np.int32),
     rollout_index=np.array([0, 1, 0, 1], np.int32),
   )
 

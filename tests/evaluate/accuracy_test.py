@@ -87,13 +87,14 @@ def known_generate(spec, params, prompts, sampling, *, eos_ids, per_question, **
     stopped=np.array(stopped),
     raw_logp=zeros,
     behaviour_logp=zeros,
+    policy_version=np.zeros(len(zeros), np.int32),
     rollout_index=np.array([i for _, i in rows]),
   )
 
 
 @pytest.mark.parametrize('batch', [1, 2, 3, 4, 5, 7, 13])
 def test_every_verdict_stands_at_its_own_problem(monkeypatch, batch):
-  monkeypatch.setattr(accuracy.decode, 'generate', known_generate)
+  monkeypatch.setattr(accuracy.decoding, 'generate', known_generate)
   found = answer(batch, samples=4, weights={})
   place, sample = np.arange(5)[:, None], np.arange(4)[None, :]
   kind = (place + sample) % 3
@@ -105,7 +106,7 @@ def test_every_verdict_stands_at_its_own_problem(monkeypatch, batch):
 
 
 def test_measure_averages_the_verdicts(monkeypatch):
-  monkeypatch.setattr(accuracy.decode, 'generate', known_generate)
+  monkeypatch.setattr(accuracy.decoding, 'generate', known_generate)
   config = EvaluateConfig(samples=6, sampling=SAMPLING, batch=3)
   found, (sampled, greedy) = accuracy.measure(exam(), {}, PROBLEMS, 'student', config)
   assert sampled.correct.shape == (5, 6) and greedy.correct.shape == (5, 1)
@@ -139,7 +140,7 @@ def test_greedy_does_not_depend_on_the_seed():
 
 
 def test_the_teachers_role_reads_the_teachers_prompt(monkeypatch):
-  monkeypatch.setattr(accuracy.decode, 'generate', known_generate)
+  monkeypatch.setattr(accuracy.decoding, 'generate', known_generate)
   lengths = answer(5, role='teacher', weights={}).prompt_length
   assert lengths.tolist() == [8, 6, 10, 6, 8]  # <bos>, problem, |, one digit a step, :
 

@@ -53,7 +53,7 @@ def generate(spec, params, prompts, sampling, *, eos_ids, per_question, **_):
   for row, text in enumerate(texts):
     ids[row, : len(text)] = text
   zeros, lengths = np.zeros(ids.shape, np.float32), np.array([len(t) for t in texts])
-  return Rollout(ids, lengths, np.ones(len(texts), bool), zeros, zeros, np.zeros(len(texts), int))
+  return Rollout(ids, lengths, np.ones(len(texts), bool), zeros, zeros, *np.zeros((2, len(texts)), int))
 
 
 def test_every_prompt_gets_the_width_that_the_longest_takes(file):
@@ -72,7 +72,7 @@ def test_at_most_so_many_problems_are_tracked(file):
 
 
 def test_accuracy_and_pass_at_k_are_those_of_the_completions(file, monkeypatch):
-  monkeypatch.setattr(accuracy.decode, 'generate', generate)
+  monkeypatch.setattr(accuracy.decoding, 'generate', generate)
   exam = accuracy.Exam(SPEC, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), VIEW, TOKENIZER)
   config = evaluation(file, samples=4)
   found, asked = retention.track(exam, {}, opened(file, samples=4), config)

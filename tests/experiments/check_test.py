@@ -19,6 +19,7 @@ def test_shows_prompts_masks_gain_and_memory():
     '35 of 40 positions',
     'nats a token (random initial weights)',
     'Adam moments',
+    'rollouts: our own sampler',
   ):
     assert text in done.stdout, (text, done.stdout, done.stderr)
 
@@ -38,3 +39,9 @@ def test_shows_prompts_masks_gain_and_memory():
 def test_warnings(settings, warning):
   done = check(*settings)
   assert done.returncode == 3 and warning in done.stderr, done.stderr
+
+
+def test_a_server_that_is_not_there_is_an_error():
+  done = check('rollout.engine.url=http://127.0.0.1:9')  # a port that nothing listens on
+  assert done.returncode == 2 and 'where no server answers' in done.stderr, done.stderr
+  assert 'student prompt' not in done.stdout

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import entry
 from opsd_jax.config import ConfigError
+from opsd_jax.rollout.engine.http import EngineError
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,7 @@ from opsd_jax.config import ConfigError
   [
     (KeyboardInterrupt(), 130, '\nstopped\n'),
     (ConfigError('--x is 0.'), 2, 'error: --x is 0.\n'),
+    (EngineError('the server has gone.'), 1, 'error: the server has gone.\n'),
     (OSError(errno.ENOSPC, 'No space left on device'), 1, 'error: the disk is full: OSError: [Errno 28] No'),
   ],
 )

@@ -318,7 +318,7 @@ def test_what_is_drawn_depends_on_the_problem_alone(whole, folder, asked, tmp_pa
 
   def counted(*args):
     budgets.append(args[2])
-    if len(budgets) == 3:  # a first part is there and a second is not
+    if len(budgets) == 2:  # a batch is there and the next is not
       raise Killed
     return real(*args)
 
@@ -326,31 +326,13 @@ def test_what_is_drawn_depends_on_the_problem_alone(whole, folder, asked, tmp_pa
   with pytest.raises(Killed):
     call(*given)
   call(*given)
-  assert {budget.shape for budget in budgets} == {(2,)}
-  assert sum(int((budget > 0).sum()) for budget in budgets if budget is not budgets[2]) == 36
+  assert len({budget.shape for budget in budgets}) == 1
+  assert sum(int((budget > 0).sum()) for budget in budgets if budget is not budgets[1]) == 36
   known = {(row['problem'], row['sample']): row['ids'] for row in rows(whole[0])}
   found = rows(tmp_path / 'out')
   assert len(found) == 18 and all(row['ids'] == known[row['problem'], row['sample']] for row in found)
   others = {row['problem']: row['ids'] for row in rows(tmp_path / 'out', 'other')}
   assert others['other/4'] != known['mine/4', 2], 'and the same problem elsewhere is another draw'
-
-
-@pytest.mark.parametrize(
-  'rows, batch, samples, shards, expected',
-  [
-    (None, 4, 3, 8, (4, 3)),
-    (12, 4, 3, 1, (4, 3)),
-    (11, 4, 3, 1, (3, 3)),
-    (2, 4, 3, 1, (1, 2)),
-    (8, 4, 12, 1, (1, 6)),  # two parts of 6, not of 8 and 4
-    (1, 4, 3, 1, (1, 1)),
-    (8, 4, 12, 4, (4, 2)),
-    (4, 1, 12, 8, (8, 1)),  # one row for each shard, whatever was asked
-    (1000, 4, 3, 1, (4, 3)),
-  ],
-)
-def test_rows_are_split_into_prompts_and_samples(rows, batch, samples, shards, expected):
-  assert sitting.shape(rows, batch, samples, shards) == expected
 
 
 def test_one_command_at_a_time(folder, asked, tmp_path):

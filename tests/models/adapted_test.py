@@ -122,7 +122,7 @@ def test_every_function_takes_an_adapted_tree():
 def test_adapters_compute_in_the_compute_dtype():
   spec = dataclasses.replace(SPEC, dtype='bfloat16')
   masters = adapted(adapters())
-  narrow = model.for_decoding(spec, masters)
+  narrow = model.in_compute_dtype(spec, masters)
   assert {x.dtype.name for x in jax.tree.leaves(narrow.lora)} == {'bfloat16'}
   assert {x.dtype.name for x in jax.tree.leaves(masters.lora)} == {'float32'}
   hidden = continuation(spec, masters, *ROWS)

@@ -307,7 +307,7 @@ def test_bfloat16_keeps_float32_weights_and_gradients():
 
 
 def test_weights_for_decoding_compute_the_same():
-  params = model.for_decoding(BFLOAT16, make_params(UNTIED))
+  params = model.in_compute_dtype(BFLOAT16, make_params(UNTIED))
   dtypes = jax.tree_util.tree_map_with_path(lambda path, x: (path[-1].key, x.dtype.name), params)
   pairs = set(jax.tree.leaves(dtypes, is_leaf=lambda x: isinstance(x, tuple)))
   assert {dtype for name, dtype in pairs if name != 'scale'} == {'bfloat16'}

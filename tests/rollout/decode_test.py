@@ -1,12 +1,13 @@
 """The decode loop against teacher forcing, whole-sequence greedy search and a hand-made chain.
 
-The float64 oracles are the decoder of the model's tests and `truncated` of the sampler's. The chain
+The float64 oracles are the decoder of the model's tests and `truncated` of `oracle.py`. The chain
 is a model whose next token depends on the last one alone, so that counting predicts its output.
 """
 
 import dataclasses
 import functools
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -19,11 +20,11 @@ from opsd_jax import mesh as meshes
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
-from opsd_jax.rollout import decode, sampling
-from opsd_jax.rollout.config import RolloutConfig, SamplingConfig, bucket, validate
+from opsd_jax.rollout import decode, drawing, layout, sampling
+from opsd_jax.rollout.config import DecodeConfig, RolloutConfig, SamplingConfig, bucket, validate
 from tests.models.oracle import continuation_rows, float64, row_logits
 from tests.models.transformer_test import UNTIED, cube, make_params, one_device
-from tests.rollout.sampling_test import truncated
+from tests.rollout.oracle import truncated
 
 SPEC, VALID, EOS = UNTIED, 17, 2  # 20 rows in the head, 17 ids in use
 CONFIG = SamplingConfig(temperature=0.8, top_k=14, top_p=0.98, min_p=0.01, max_tokens=6)
@@ -111,7 +112,7 @@ def test_behaviour_logp_is_that_of_the_truncated_distribution():
 def test_tokens_are_the_inverse_cdf_of_counted_uniforms():
   prompts, rollout = make_prompts(), generate(make_prompts(), seed=9, step=4)
   keys = sampling.row_keys(9, 4, np.repeat(prompts.problem_id, 2), np.tile(np.int32([0, 1]), 4))
-  uniforms = np.stack([sampling.uniforms(keys, t) for t in range(6)], axis=1)
+  uniforms = np.stack([sampling.uniforms(keys, jnp.full(8, t)) for t in range(6)], axis=1)
   probs = np.exp(behaviour_log_probs(prompts, rollout))
   end = np.take_along_axis(np.cumsum(probs, -1), rollout.ids[..., None], -1)[..., 0]
   start = end - np.take_along_axis(probs, rollout.ids[..., None], -1)[..., 0]
@@ -234,16 +235,14 @@ def chain_params(log_probs):
   }
 
 
-def run_chain(config=GREEDY, eos_ids=(7, 4), **more):
+def run_chain(config=GREEDY, eos_ids=(7, 4), draw=decode.generate, **more):
   prompts = Prompts(
     ids=np.int32([[1, t] for t in LAST]),
     length=np.full(5, 2, np.int32),
     problem_id=np.arange(5, dtype=np.uint32),
   )
-  rollout = decode.generate(
-    CHAIN, chain_params(50 * np.eye(8)[(np.arange(8) + 1) % 8]), prompts, config, eos_ids=eos_ids, **more
-  )
-  return jax.tree.map(np.asarray, rollout)
+  params = chain_params(50 * np.eye(8)[(np.arange(8) + 1) % 8])
+  return jax.tree.map(np.asarray, draw(CHAIN, params, prompts, config, eos_ids=eos_ids, **more))
 
 
 def walk(token, budget, eos_ids):
@@ -282,28 +281,21 @@ def test_a_smaller_budget_gives_a_prefix():
     np.testing.assert_array_equal(getattr(cut, field), np.where(kept, getattr(whole, field), 0))
 
 
-def test_the_loop_stops_with_the_last_row(monkeypatch):
-  steps, draw = [], decode._draw
-
-  def counted(*arguments):
-    jax.debug.callback(lambda: steps.append(1))
-    return draw(*arguments)
-
-  monkeypatch.setattr(decode, '_draw', counted)
+def test_the_loop_stops_with_the_last_row():
   config = dataclasses.replace(GREEDY, max_tokens=30)  # compiled here and nowhere else
 
   def steps_of(**more):
-    steps.clear()
-    rollout = run_chain(config, (7,), **more)
-    jax.effects_barrier()
-    return len(steps), rollout.length.max()
+    sampled = run_chain(config, (7,), draw=decode.sample, **more)
+    steps, idle = divmod(int(sampled.token_positions), len(LAST))
+    assert not idle
+    return steps, sampled.rollout.length.max()
 
-  programs = decode._generate._cache_size()
+  programs = decode._sample._cache_size()
   assert steps_of() == (8, 8)  # after token 7 come eight tokens to the next 7
   assert steps_of(max_tokens=np.full(5, 1)) == (1, 1)
   assert steps_of(max_tokens=np.zeros(5)) == (0, 0)
   assert steps_of(max_tokens=np.array([0, 0, 3, 0, 0])) == (3, 3)
-  assert decode._generate._cache_size() == programs + 1
+  assert decode._sample._cache_size() == programs + 1
 
 
 def test_tokens_follow_the_model_jointly():
@@ -332,7 +324,7 @@ def test_tokens_follow_the_model_jointly():
 
 def test_new_prompts_do_not_recompile():
   whole_rollout()
-  programs = decode._generate._cache_size()
+  programs = decode._sample._cache_size()
   for seed in range(3):
     generate(
       make_prompts((2, 5, 1, 4), seed=seed, first_id=seed),
@@ -341,7 +333,16 @@ def test_new_prompts_do_not_recompile():
       loss_temperature=0.5 + seed,
       max_tokens=np.arange(8),
     )
-  assert decode._generate._cache_size() == programs
+  assert decode._sample._cache_size() == programs
+
+
+def test_numbers_of_the_sampling_do_not_recompile(monkeypatch):
+  once = chex.assert_max_traces(decode._generate.__wrapped__, n=1)
+  monkeypatch.setattr(decode, '_generate', jax.jit(once, static_argnums=(0, 8, 9, 10, 11, 12)))
+  for temperature, top_p, min_p in ((0.8, 0.98, 0.01), (0.0, 0.5, 0.1), (1.3, 0.9, 0.02)):
+    config = SamplingConfig(temperature, CONFIG.top_k, top_p, min_p, CONFIG.max_tokens)
+    rollout = generate(make_prompts(), config, loss_temperature=temperature + 1, max_tokens=np.arange(8))
+    assert (rollout.behaviour_logp == 0).all() == (temperature == 0)
 
 
 @functools.cache
@@ -352,12 +353,18 @@ def on_the_cube():
   params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), make_params(SPEC), born)
   with jax.set_mesh(mesh):
     prompts = meshes.shard_rows(mesh, make_prompts())
-    numbers = (jnp.uint32(0), jnp.uint32(0), jnp.uint32(0), jnp.float32(1))  # seed, step, first, temperature
-    lowered = decode._generate.lower(
-      SPEC, params, prompts, jnp.full(8, 6), *numbers, CONFIG, (EOS,), 2, VALID
+    setting = decode.setting_of(SPEC, CONFIG, (EOS,), 2, VALID, DecodeConfig())
+    counters = decode.Counters(np.uint32(0), np.uint32(0), np.int32(0))
+    arguments = (
+      layout.for_decoding(SPEC, params),
+      prompts,
+      jnp.full(8, 6),
+      counters,
+      drawing.law_of(CONFIG, 1.0),
     )
+    lowered = decode._sample.lower(setting, *arguments)
     compiled = lowered.compile()
-    rollout = compiled(params, prompts, jnp.full(8, 6), *numbers)
+    rollout, _ = compiled(*arguments)
     return lowered.as_text(), compiled.as_text(), jax.tree.map(np.asarray, rollout)
 
 

@@ -1,7 +1,6 @@
 """Tokens that come a few at a time are those that come at once."""
 
 import dataclasses
-import functools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +10,9 @@ import pytest
 
 from opsd_jax import mesh as meshes
 from opsd_jax.models import model
+from opsd_jax.rollout import decode, drawing
 from opsd_jax.rollout import stream as lib
+from opsd_jax.rollout.config import DecodeConfig
 from tests.models.transformer_test import make_params
 from tests.rollout import decode_test as whole
 from tests.rollout.decode_test import CONFIG, EOS, SPEC, VALID, make_prompts
@@ -89,7 +90,7 @@ def test_it_ends_when_every_row_has_ended():
 
 
 def test_without_a_budget_everything_is_compiled_and_nothing_is_drawn():
-  config = dataclasses.replace(CONFIG, top_p=0.9)  # used nowhere else
+  config = dataclasses.replace(CONFIG, top_k=13)  # used nowhere else
   before = lib._go_on._cache_size()
   parts = drawn(make_prompts(), config, max_tokens=np.zeros(8, np.int32))
   assert not any(part.count.any() for part in parts) and lib._go_on._cache_size() == before + 1
@@ -105,11 +106,11 @@ def test_it_may_be_left_at_any_time():
 
 def test_the_cache_is_written_in_place():
   """The compiled step takes the old cache's memory for the new one's."""
-  jitted, args = lib._go_on, functools.partial(make_params, SPEC)
-  budget = np.full(4, CONFIG.max_tokens, np.int32)
-  counters = np.uint32(0), np.uint32(0), np.int32(0)
-  kept, state, _ = lib._begin(SPEC, args(), make_prompts(), budget, *counters, CONFIG, 1)
-  compiled = jitted.lower(SPEC, args(), kept, state, CONFIG, (EOS,), VALID, 2).compile()
+  setting = decode.setting_of(SPEC, CONFIG, (EOS,), 1, VALID, DecodeConfig(slots=3))
+  counters = decode.Counters(np.uint32(0), np.uint32(0), np.int32(0))
+  law, budget = drawing.law_of(CONFIG, 1.0), np.full(4, CONFIG.max_tokens, np.int32)
+  requests, state, _ = lib._begin(setting, make_params(SPEC), make_prompts(), budget, counters)
+  compiled = lib._go_on.lower(setting, make_params(SPEC), law, requests, state, 2).compile()
   donated = sum(x.nbytes for x in jax.tree.leaves(state))
   assert compiled.memory_analysis().alias_size_in_bytes >= donated
 
@@ -127,7 +128,7 @@ def test_on_a_mesh_the_state_keeps_its_layout():
   """Or the second dispatch would be compiled anew."""
   mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
   shardings = jax.tree.map(lambda x: x.sharding, model.abstract_params(SPEC, mesh))
-  config = dataclasses.replace(CONFIG, min_p=0.02)  # used nowhere else
+  config = dataclasses.replace(CONFIG, top_k=12)  # used nowhere else
   before = lib._go_on._cache_size()
   with jax.set_mesh(mesh):
     params = jax.device_put(make_params(SPEC), shardings)

@@ -16,7 +16,7 @@ from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import attention, flops, lora, model
 from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Prompts, Rollout
+from opsd_jax.records import Prompts, Rollout, Sampled
 from opsd_jax.train import ledger
 from opsd_jax.train.ledger import Ledger
 
@@ -144,7 +144,7 @@ def make_update():
   prompts = Prompts(np.zeros((2, 5), np.int32), PROMPTS.astype(np.int32), counters)
   flat = rows.astype(np.float32)
   return prompts, Rollout(
-    rows, COMPLETIONS.astype(np.int32), np.ones(4, bool), flat, flat, np.zeros(4, np.int32)
+    rows, COMPLETIONS.astype(np.int32), np.ones(4, bool), flat, flat, *np.zeros((2, 4), np.int32)
   )
 
 
@@ -196,10 +196,8 @@ def test_the_student_computes_what_the_ledger_says(settings, remat):
 
 def test_idle_rows_and_padding_of_the_sampler():
   prompts, rollout = make_update()
-  drawn = ledger.sampled_positions(prompts, rollout)
-  # Two prompts of four positions each, four rows of as many steps as the longest.
-  assert (drawn.positions, drawn.projected) == (2 * 4 + 4 * 4, 4 * 4)
-  told = ledger.sampled_positions(prompts, rollout, (5, 12))
+  assert ledger.sampled_positions(prompts, Sampled(rollout, None, None)) is None
+  told = ledger.sampled_positions(prompts, Sampled(rollout, 5, np.int32(12)))
   assert (told.positions, told.projected) == (17, 12)
   entry = ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS, computed=told)
   assert entry.flops == entry.needed_rollout == READING < entry.spent_rollout

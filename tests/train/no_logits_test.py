@@ -46,6 +46,7 @@ def batch():
     stopped=np.zeros(QUESTIONS, bool),
     raw_logp=zeros,
     behaviour_logp=zeros,
+    policy_version=np.zeros(len(zeros), np.int32),
     rollout_index=np.zeros(QUESTIONS, np.int32),
   )
   return prompts, rollout

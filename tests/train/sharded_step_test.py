@@ -64,6 +64,7 @@ def make_batch():
     stopped=LENGTHS < WIDTH,
     raw_logp=rng.normal(-3, 1, (ROWS, WIDTH)).astype(np.float32),
     behaviour_logp=np.zeros((ROWS, WIDTH), np.float32),
+    policy_version=np.zeros(ROWS, np.int32),
     rollout_index=np.tile(np.int32([0, 1]), QUESTIONS),
   )
   return make_prompts(4, 1), make_prompts(6, 2), rollout

@@ -112,7 +112,7 @@ def test_dtypes(tmp_path, stored, wanted):
 
 def test_narrow_parameters_are_those_of_decoding(tmp_path):
   folder, spec = make.write(tmp_path, 'gemma2'), make.narrow(make.spec('gemma2'))
-  cast = model.for_decoding(spec, read.load(folder, spec, make.mesh()))
+  cast = model.in_compute_dtype(spec, read.load(folder, spec, make.mesh()))
   direct = read.load(folder, spec, make.mesh(), 'bfloat16')
   assert jax.tree.map(lambda x: x.dtype, direct) == jax.tree.map(lambda x: x.dtype, cast)
   jax.tree.map(np.testing.assert_array_equal, direct, cast)
