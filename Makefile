@@ -51,6 +51,10 @@ bench-tpu: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/l
 bench-tpu: .venv/.base .venv/.tpu-compile ## estimate the divergence's time on TPUs, into runs/bench-tpu
 	$(PY) -m kernels.linear_divergence.tpu_table --out=runs/bench-tpu/results.json $(ARGS)
 
+bench-tpu-decode: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/libtpu/libtpu/libtpu.so)
+bench-tpu-decode: .venv/.base .venv/.tpu-compile ## plan a decode step for TPUs: memory, exchanges, bytes over the floor
+	$(PY) -m experiments.benching.tpu_decode
+
 bench-gpu: .venv/.base .venv/.gpu-peers ## time the divergence on a GPU beside PyTorch's, into runs/bench-gpu
 	$(PY) -m kernels.linear_divergence.bench_gpu --out=runs/bench-gpu/results.json $(ARGS)
 
@@ -164,5 +168,5 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help quickstart quickstart-seeds bench bench-peers bench-kernel bench-tpu bench-gpu bench-grading test test-all \
-  test-gpu-kernels test-reference lint check clean
+.PHONY: help quickstart quickstart-seeds bench bench-peers bench-kernel bench-tpu bench-tpu-decode bench-gpu \
+  bench-grading test test-all test-gpu-kernels test-reference lint check clean

@@ -52,10 +52,9 @@ def run(program: Program, workload: str, out: str, python: str | None = None) ->
   if not os.path.exists(python):
     return {'missing': f'{python} is not there'}
   command = [os.path.abspath(python), *program.arguments, os.path.abspath(workload), os.path.abspath(out)]
-  own = program.arguments[0] == '-m'
-  environment = os.environ | ({} if own else {'JAX_PLATFORMS': 'cpu'})
+  everywhere = os.environ | {'JAX_PLATFORMS': 'cpu'}  # the peers have no more
   done = subprocess.run(
-    command, cwd=_REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    command, cwd=_REPOSITORY, env=everywhere, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
   )
   if done.returncode:
     last = (done.stderr.strip().splitlines() or ['no message'])[-1]

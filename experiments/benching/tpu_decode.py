@@ -27,6 +27,7 @@ from opsd_jax.models.sizes import SIZES
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
 from opsd_jax.rollout import decode, drawing, layout
+from opsd_jax.rollout.cache import CHUNK
 from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
 
 GIB = 2**30
@@ -84,7 +85,8 @@ def plan(case: Case) -> dict[str, Any]:
   cache = _cache_bytes(spec, case)
   program = hlo.parse(compiled.as_text())
   body = hlo.loop(program)
-  moved = hlo.traffic(program, body)
+  columns = BUDGET + (PROMPT - 1) * case.refill
+  moved = hlo.traffic(program, body, {'Transformer/': -(-columns // CHUNK)})  # pieces of the whole cache
   total, memory = sum(m.bytes for m in moved), compiled.memory_analysis()
   return {
     **dataclasses.asdict(case),

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import math
 import re
+import types
 from collections.abc import Mapping
 
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 's64': 64, 'u64': 64}
@@ -141,13 +142,16 @@ def collectives(program: Mapping[str, Computation], body: str) -> list[Instructi
   return [i for i in _reached(program, body) if i.opcode.removesuffix('-start') in COLLECTIVES]
 
 
-def traffic(program: Mapping[str, Computation], body: str, turns: int = 1) -> list[Moved]:
+def traffic(
+  program: Mapping[str, Computation], body: str, turns: Mapping[str, int] = types.MappingProxyType({})
+) -> list[Moved]:
   """Main-memory bytes of every instruction in one turn of a loop, the largest first.
 
   Args:
     program: of `parse`.
     body: name of the loop's body.
-    turns: of a loop inside whose length depends on data.
+    turns: how often a loop inside turns whose length depends on data, by a part of the name that its
+      operation had in the program; others turn once.
   """
   totals: collections.Counter[tuple[str, str]] = collections.Counter()
 
@@ -156,7 +160,9 @@ def traffic(program: Mapping[str, Computation], body: str, turns: int = 1) -> li
     for one in computation.values():
       if one.opcode == 'while':
         trips = _trips(program, one)
-        visit(_called(one, 'body'), times * (turns if trips is None else trips))
+        if trips is None:
+          trips = next((n for part, n in turns.items() if part in one.rest), 1)
+        visit(_called(one, 'body'), times * trips)
       elif one.opcode == 'conditional':
         branches = re.findall(r'%([^\s,{}]+)', one.rest[: one.rest.find('metadata')])
         sizes = {

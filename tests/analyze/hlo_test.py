@@ -70,7 +70,7 @@ PROGRAM = """HloModule jit_decode, is_scheduled=true
   %pair = @layers tuple(%t0, %t1, %t2)
   %scan = @layers while(%pair), condition=%layer_condition, body=%layer_body
   %some = @rows tuple(%t0, %t4)
-  %refill = @rows while(%some), condition=%refill_condition, body=%refill_body
+  %refill = @rows while(%some), condition=%refill_condition, body=%refill_body, metadata={name="refill/"}
   %row = bf16[3,1,128]{2,1,0:T(8,128)(2,1)S(1)} custom-call(), custom_call_target="AllocateBuffer"
   %written = bf16[3,16,128]{2,1,0:T(8,128)(2,1)} fusion(%t3, %row, %t0), kind=kLoop, calls=%write_row
   %early = (f32[4,100]{1,0:T(8,128)S(1)}, f32[4,100]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%t4)
@@ -116,7 +116,7 @@ def test_exchanges_are_those_inside_the_loop(program):
 
 @pytest.mark.parametrize('turns', [1, 4])
 def test_bytes_of_a_turn(program, turns):
-  found = {m.instruction: m.bytes for m in hlo.traffic(program, 'body', turns)}
+  found = {m.instruction: m.bytes for m in hlo.traffic(program, 'body', {'other': 7, 'refill/': turns})}
   assert found == {
     'fused': 3 * 8 * 128 * 4,  # a layer's weights at every turn; all else is on the chip
     'written': 3 * 128 * 2,  # the new row
