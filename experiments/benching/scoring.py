@@ -1,5 +1,7 @@
 """Teacher's scoring and student's update: what they compute, against reading every sequence whole.
 
+  python -c "from experiments.benching import scoring; print(scoring.table(scoring.measure('DATA')))"
+
 `counted` is in FLOPs of Qwen3-1.7B, from shapes alone. `padding` is what packed rows save on the lengths
 of a real data set. `timed` is by the clock, at small shapes. Every table names its baseline in its first
 row.
@@ -170,7 +172,7 @@ def whole(
 
   def loss(params, scores, teacher_head, prompts, rollout):
     weights = objective.token_weights(rollout.length, rollout.ids.shape[1], OBJECTIVE.reduction)
-    token, _ = objective.compare(
+    token, out = objective.compare(
       read(params, prompts, rollout),
       model.head(spec, params),
       scores,
@@ -181,9 +183,10 @@ def whole(
       weights=weights,
     )
     mask = length_mask(rollout.length, rollout.ids.shape[1])
-    return jnp.sum(jnp.where(mask, token, 0) * weights)
+    sums = objective.statistics(token, out, mask, rollout.raw_logp, OBJECTIVE.token_clip)
+    return jnp.sum(jnp.where(mask, token, 0) * weights), sums
 
-  score, step = jax.jit(read), jax.jit(jax.value_and_grad(loss))
+  score, step = jax.jit(read), jax.jit(jax.value_and_grad(loss, has_aux=True))
   head = jax.eval_shape(functools.partial(model.head, spec), params)
   scores = jax.eval_shape(score, params, teacher, rollout)
   return [(score, (params, teacher, rollout)), (step, (params, scores, head, student, rollout))]

@@ -153,7 +153,7 @@ def begin(
   repeat = functools.partial(jnp.repeat, repeats=setting.per_question)
   index = rollout_index(prompts, setting.per_question, counters.first)
   keys = sampling.row_keys(counters.seed, counters.step, repeat(prompts.problem_id), index)
-  if setting.config.cache == 'int8':
+  if setting.config.cache == 'int8':  # once, and not whenever a slot takes one
     prompt = prompt.replace(kv=caches.quantised(prompt.kv))
   requests = slots.Requests(prompt, model.last_token(prompts.ids, prompts.length), keys, budget)
   shards = _shards()

@@ -90,8 +90,8 @@ def _place(cache: Any, prompts: Any, question: jax.Array, row: jax.Array) -> Any
     rows, questions = c.shape[1] // groups, p.shape[1] // groups
     for g in range(groups):
       at = g * rows + jnp.minimum(row[g], rows - 1)
-      old = jax.lax.dynamic_slice_in_dim(c, at, 1, 1)[:, :, :, : p.shape[3]]
       new = jax.lax.dynamic_slice_in_dim(p, g * questions + question[g], 1, 1).astype(c.dtype)
+      old = jax.lax.dynamic_slice(c, (0, at, *[0] * (c.ndim - 2)), new.shape)
       c = _put(c, jnp.where(row[g] < rows, new, old), at, 0)
     return c
 

@@ -159,10 +159,10 @@ def test_it_is_changed_in_place(kind):
 
   def steps(cache, prompts, position):
     def fill(row, cache):
-      return lib.place(cache, prompts, row % QUESTIONS, row)
+      return lib.place(cache, prompts, (row % QUESTIONS)[None], row[None])
 
     def step(t, cache):
-      cache = lib.write(cache, KV(*jax.tree.leaves(random_kv(8, 1))), position + t, position > t)
+      cache = lib.write(cache, KV(*jax.tree.leaves(random_kv(8, 1))), position + t)
       return jax.lax.fori_loop(0, t % 3, fill, cache)
 
     return jax.lax.fori_loop(0, position[0], step, cache)
