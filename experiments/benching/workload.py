@@ -20,7 +20,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Prompts
 
 SPEC = ModelSpec(
-  vocab_size=151_936, num_layers=12, embed_dim=128, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=1536
+  vocab_size=151_936, num_layers=6, embed_dim=160, num_heads=4, num_kv_heads=2, head_dim=64, mlp_dim=1600
 )
 TINY = dataclasses.replace(SPEC, vocab_size=512, num_layers=2, embed_dim=16, head_dim=8, mlp_dim=32)
 

@@ -52,7 +52,7 @@ class Mix(NamedTuple):
 
 def usual_chunk() -> int:
   """Tokens of a piece: on a CPU few enough that a piece stays near, else whole TPU tiles (not measured)."""
-  return 32 if jax.default_backend() == 'cpu' else 128
+  return 64 if jax.default_backend() == 'cpu' else 128
 
 
 def span(length: jax.Array, start: jax.Array, chunk: int, positions: jax.Array, window: int | None) -> Span:
