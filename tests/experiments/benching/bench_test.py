@@ -42,9 +42,9 @@ def test_the_ends_of_rows_are_a_share_of_the_vocabulary():
 def test_the_model_is_of_the_size_that_it_says():
   mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
   shapes = jax.tree.leaves(model.abstract_params(workload.SPEC, mesh))
-  matrices = 2 * 128 * 512 + 2 * 128 * 256 + 3 * 128 * 1536
-  norms = 2 * 128 + 2 * 64
-  assert sum(x.size for x in shapes) == 151_936 * 128 + 12 * (matrices + norms) + 128 == 28_889_728
+  matrices = 2 * 160 * 256 + 2 * 160 * 128 + 3 * 160 * 1600
+  norms = 2 * 160 + 2 * 64
+  assert sum(x.size for x in shapes) == 151_936 * 160 + 6 * (matrices + norms) + 160 == 29_657_888
 
 
 def test_the_file_for_other_programs_says_what_ours_are_given(work):
