@@ -186,8 +186,9 @@ def _advance(sampler: Sampler, requests: Requests, state: State) -> State:
   start, drawn = (flat(jnp.where(active, x, 0)) for x in (slots.start, slots.drawn))
   shared = sampler.shared
   column = drawn if shared else start + drawn
-  own = Context(slots.cache, column, start if shared else jnp.zeros_like(start), chunk=chunked.usual_chunk())
-  contexts = (requests.prompt, own) if shared else (own,)
+  chunk = chunked.usual_chunk()
+  own = Context(slots.cache, column, start if shared else jnp.zeros_like(start), chunk)
+  contexts = (requests.prompt.replace(chunk=chunk), own) if shared else (own,)
   tokens, positions = flat(slots.token)[:, None], (start + drawn)[:, None]
   hidden, kv = model.apply(sampler.spec, sampler.params, tokens, positions, contexts)
   token = drawing.draw(
