@@ -6,6 +6,7 @@ at every token, whoever samples.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 
@@ -93,10 +94,11 @@ def eos_ids(spec: ModelSpec, case: Case) -> tuple[int, ...]:
 def write_folder(folder: str, tiny: bool) -> str:
   """Writes weights (float32) and `workload.json`, which other environments read; returns its path.
 
-  Weights that are there already stay: their seed is the same.
+  Weights of this very shape that are there already stay: their seed is the same.
   """
   spec, cases = (TINY, TINY_CASES) if tiny else (SPEC, CASES)
-  path = os.path.join(folder, 'tiny_model' if tiny else 'model')
+  shape = hashlib.blake2b(repr(spec).encode(), digest_size=4).hexdigest()
+  path = os.path.join(folder, f'model_{shape}')
   if not os.path.exists(path):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     write.save(path, spec, model.init_params(spec, jax.random.key(0), mesh))

@@ -19,7 +19,7 @@ from opsd_jax.mesh import row_shards
 from opsd_jax.models import lora, model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem, Prompts, length_mask
-from opsd_jax.rollout.config import RolloutConfig
+from opsd_jax.rollout.config import DecodeConfig, RolloutConfig
 from opsd_jax.text.tokenizer import Message, Tokenizer
 
 _LEAK = 4  # shorter texts, such as a one-digit answer, stand in a question by chance
@@ -219,14 +219,35 @@ def memory(
   """
   width, compute = rollout.sampling.max_tokens, 2 if spec.dtype == 'bfloat16' else 4
   rows = rollout.questions * rollout.per_question
-  token_kv = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * compute
+  prompts, cached = _sampler_columns(rollout, config.student_tokens)
   return _weights(spec, abstract, teacher, adapters) | {
-    'sampler cache: prompts once a question, completions': token_kv
-    * (rollout.questions * config.student_tokens + rows * width),
+    'sampler cache: prompts once a question, rows': (prompts + cached) * _token_kv(spec, rollout.decode),
     'teacher hidden states': rows * width * spec.embed_dim * compute,
     'logits held at once, both models (float32)': 2 * _logits(objective, rows, width, spec.vocab_size) * 4,
     'for comparison: full logits, both models (float32)': 2 * rows * width * spec.vocab_size * 4,
   }
+
+
+def _sampler_columns(rollout: RolloutConfig, prompt: int) -> tuple[int, int]:
+  """Tokens whose keys and values the sampler holds: prompts, and the rows' own; none where a server draws."""
+  if rollout.engine.url is not None:
+    return 0, 0
+  rows, width, slots = (
+    rollout.questions * rollout.per_question,
+    rollout.sampling.max_tokens,
+    rollout.decode.slots,
+  )
+  own = rows * width if slots is None else min(slots, rows) * (prompt + width)
+  return rollout.questions * prompt, own
+
+
+def _token_kv(spec: ModelSpec, decode: DecodeConfig) -> int:
+  """Bytes of one token's keys and values in the sampler's cache."""
+  heads = 2 * spec.num_layers * spec.num_kv_heads
+  if decode.cache == 'int8':
+    return heads * (spec.head_dim + 4)  # and a float32 scale
+  half = decode.cache == 'bfloat16' or spec.dtype == 'bfloat16'
+  return heads * spec.head_dim * (2 if half else 4)
 
 
 def _logits(objective: ObjectiveConfig, rows: int, width: int, vocab: int) -> int:

@@ -17,6 +17,7 @@ from opsd_jax.models.model import Params
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout
 from opsd_jax.rollout import decode as decoding
+from opsd_jax.rollout import layout
 from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
 from opsd_jax.text.tokenizer import Tokenizer
 
@@ -95,7 +96,7 @@ def answer_problems(
   that the mesh cannot split evenly is made larger, or every device would decode all of it.
   """
   batch = -(-batch // meshes.row_shards(exam.mesh)) * meshes.row_shards(exam.mesh)
-  prompts = _prompts(exam, problems, role)
+  prompts, params = _prompts(exam, problems, role), layout.for_decoding(exam.spec, params)
   columns = []
   for start in range(0, len(problems), batch):
     rows = np.arange(start, start + batch) % len(problems)

@@ -124,6 +124,10 @@ class Attention(nn.Module):
       window=None if local is None else attention.Window(self._window(local), place.positions),
     )
     if any(where.chunk is not None for where in place.contexts):
+      if place.segments is not None:
+        raise ValueError(
+          'a context with a chunk goes with rows of one sequence; read it at once, without a chunk.'
+        )
       mixed = chunked.attend(query, key, value, reads, **how)
     else:
       mixed = attention.attend_in_blocks(query, key, value, reads, segments=place.segments, **how)

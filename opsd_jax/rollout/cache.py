@@ -4,8 +4,6 @@ Axis letters: L layers, S rows (slots), Q questions, K key/value heads, W column
 width, G groups of rows, one for each shard of them.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
@@ -13,8 +11,7 @@ from opsd_jax.mesh import constrain
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.transformer import KV
 from opsd_jax.rollout import rows
-
-Kind = Literal['compute', 'bfloat16', 'int8']
+from opsd_jax.rollout.config import Kind
 
 
 def empty(spec: ModelSpec, count: int, width: int, kind: Kind = 'compute') -> KV:
@@ -74,6 +71,13 @@ def quantised(kv: KV) -> KV:
 
   (key, key_scale), (value, value_scale) = split(kv.key), split(kv.value)
   return KV(key, value, key_scale, value_scale)
+
+
+def kept(kv: KV, kind: Kind) -> KV:
+  """Keys and values as a cache of that kind keeps them."""
+  if kind == 'int8':
+    return quantised(kv)
+  return kv if kind == 'compute' else jax.tree.map(lambda x: x.astype(kind), kv)
 
 
 def _as(cache: KV, kv: KV) -> KV:

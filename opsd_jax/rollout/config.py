@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
 from opsd_jax.config import require, require_choice
 from opsd_jax.rollout.engine import config as engines
 from opsd_jax.rollout.engine.config import EngineConfig
+
+Kind = Literal['compute', 'bfloat16', 'int8']
+_COLDEST = 1e-4  # beside it, float32 still holds logits divided by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +36,19 @@ class DecodeConfig:
   """How rows are decoded; the tokens do not depend on it, up to rounding.
 
   Attributes:
-    slots: rows that are decoded at a time: one that has ended takes the next request. None for all rows
-      at once, with each prompt's keys and values held once for all its rollouts.
-    compact: with `slots`, halve their number when no request waits and half of them are idle. Saves time
-      where a step's time grows with its rows (a CPU); the last bits of a row then depend on the others.
+    slots: rows that are decoded at a time: one that has ended takes the next request. Rounded up to a
+      multiple of the devices that rows are split over. None for all rows at once, with each prompt's keys
+      and values held once for all its rollouts.
+    compact: with `slots`, halve their number when no request waits and half of them are idle, as long as
+      each device has an even number above 4. Saves time where a step's time grows with its rows (a CPU);
+      the last bits of a row then depend on the others.
     cache: type of the cached keys and values: the one that the model computes in, `bfloat16`, or `int8`
       with a scale a token and head. On a CPU bfloat16 is slower.
   """
 
   slots: int | None = None
   compact: bool = False
-  cache: Literal['compute', 'bfloat16', 'int8'] = 'compute'
+  cache: Kind = 'compute'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +101,10 @@ def drawable(tokenizer_size: int, rows: int, control_ids: Collection[int]) -> in
 
 def validate_sampling(name: str, config: SamplingConfig, vocab: int) -> None:
   """Raises `ConfigError` where no token could be drawn."""
-  require(config.temperature >= 0, f'{name}.temperature is {config.temperature}; use 0 for greedy, or more.')
+  require(
+    config.temperature == 0 or config.temperature >= _COLDEST,
+    f'{name}.temperature is {config.temperature}; use 0 for greedy, or at least {_COLDEST}.',
+  )
   require(
     config.top_k is None or 0 < config.top_k <= vocab,
     f'{name}.top_k is {config.top_k}; it must lie in 1..{vocab} (the vocabulary), or be none.',
@@ -116,7 +124,7 @@ def validate_decode(name: str, config: DecodeConfig) -> None:
     not config.compact or config.slots is not None,
     f'{name}.compact is true, but it is slots that become fewer; set {name}.slots.',
   )
-  require_choice(f'{name}.cache', config.cache, ('compute', 'bfloat16', 'int8'))
+  require_choice(f'{name}.cache', config.cache, get_args(Kind))
 
 
 def validate(config: RolloutConfig, vocab: int) -> None:
@@ -125,6 +133,10 @@ def validate(config: RolloutConfig, vocab: int) -> None:
   require(config.per_question > 0, f'rollout.per_question is {config.per_question}; it must be positive.')
   validate_sampling('rollout.sampling', config.sampling, vocab)
   validate_decode('rollout.decode', config.decode)
+  require(
+    config.engine.url is None or config.decode == DecodeConfig(),
+    'rollout.decode is set, but the server of rollout.engine.url decodes as it likes; leave one of them out.',
+  )
   require(
     all(b > 0 for b in config.buckets) and list(config.buckets) == sorted(config.buckets),
     f'rollout.buckets is {config.buckets}; widths must be positive and ascending.',

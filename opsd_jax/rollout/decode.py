@@ -24,7 +24,6 @@ class Counters(NamedTuple):
 
   seed: np.uint32
   step: np.uint32
-  first: np.int32  # rollout index of each prompt's first row
 
 
 class Setting(NamedTuple):
@@ -54,7 +53,6 @@ def sample(
   *,
   eos_ids: tuple[int, ...],
   per_question: int = 1,
-  first: int = 0,
   seed: int = 0,
   step: int = 0,
   loss_temperature: float = 1.0,
@@ -75,7 +73,6 @@ def sample(
     config: temperature, truncation and token budget. A new temperature, top-p or min-p compiles nothing.
     eos_ids: ids that end a row; each is kept as the row's last token.
     per_question: rollouts n of each prompt.
-    first: rollout index of each prompt's first row: what is drawn in parts is what is drawn at once.
     seed: of the run.
     step: counts draws within a run (the update, or the evaluation round), and is the rows' `policy_version`.
     loss_temperature: temperature of `raw_logp`.
@@ -93,7 +90,7 @@ def sample(
     layout.for_decoding(spec, params),
     prompts,
     budgets(prompts, per_question, config, max_tokens),
-    Counters(np.uint32(seed), np.uint32(step), np.int32(first)),
+    Counters(np.uint32(seed), np.uint32(step)),
     drawing.law_of(config, loss_temperature),
   )
   return Sampled(rollout, prompts.ids.shape[0] * max(prompts.ids.shape[1] - 1, 1), computed)
@@ -115,9 +112,15 @@ def setting_of(
 def budgets(
   prompts: Prompts, per_question: int, config: SamplingConfig, max_tokens: np.ndarray | jax.Array | None
 ) -> np.ndarray:
-  """int32 [B], tokens that every row may have: `max_tokens` [B] where given, `config.max_tokens` at most."""
+  """int32 [B], tokens that every row may have: `max_tokens` [B] where given, `config.max_tokens` at most.
+
+  Raises:
+    ValueError: there is not one for each row.
+  """
   rows = prompts.ids.shape[0] * per_question
   asked = np.full(rows, config.max_tokens) if max_tokens is None else np.asarray(max_tokens)
+  if asked.shape != (rows,):
+    raise ValueError(f'max_tokens has shape {asked.shape}; it must have one number for each of {rows} rows.')
   return np.minimum(asked, config.max_tokens).astype(np.int32)
 
 
@@ -132,7 +135,7 @@ def _sample(setting, params, prompts, budget, counters, law) -> tuple[Rollout, j
     stopped=w.stopped,
     raw_logp=w.raw_logp,
     behaviour_logp=w.behaviour_logp,
-    rollout_index=rollout_index(prompts, setting.per_question, counters.first),
+    rollout_index=rollout_index(prompts, setting.per_question),
     policy_version=jnp.full_like(w.length, counters.step.astype(jnp.int32)),
   )
   return rollout, state.computed
@@ -151,10 +154,10 @@ def begin(
   spec, questions = setting.spec, prompts.ids.shape[0]
   prompt = model.read_prompts(spec, params, prompts.ids, prompts.length)
   repeat = functools.partial(jnp.repeat, repeats=setting.per_question)
-  index = rollout_index(prompts, setting.per_question, counters.first)
+  index = rollout_index(prompts, setting.per_question)
   keys = sampling.row_keys(counters.seed, counters.step, repeat(prompts.problem_id), index)
-  if setting.config.cache == 'int8':  # once, and not whenever a slot takes one
-    prompt = prompt.replace(kv=caches.quantised(prompt.kv))
+  # As the cache keeps them: once, and not whenever a slot takes one.
+  prompt = prompt.replace(kv=caches.kept(prompt.kv, setting.config.cache))
   requests = slots.Requests(prompt, model.last_token(prompts.ids, prompts.length), keys, budget)
   shards = _shards()
   groups = shards if questions % shards == 0 else 1
@@ -167,6 +170,6 @@ def _shards() -> int:
   return 1 if mesh.empty else meshes.row_shards(mesh)
 
 
-def rollout_index(prompts: Prompts, per_question: int, first: jax.Array) -> jax.Array:
+def rollout_index(prompts: Prompts, per_question: int) -> jax.Array:
   """int32 [B], which of its question's rollouts each row is."""
-  return first + jnp.tile(jnp.arange(per_question, dtype=jnp.int32), prompts.ids.shape[0])
+  return jnp.tile(jnp.arange(per_question, dtype=jnp.int32), prompts.ids.shape[0])

@@ -38,7 +38,6 @@ def stream(
   *,
   eos_ids: tuple[int, ...],
   per_question: int = 1,
-  first: int = 0,
   seed: int = 0,
   step: int = 0,
   valid_vocab: int | None = None,
@@ -58,7 +57,6 @@ def stream(
     config: temperature, truncation and token budget.
     eos_ids: ids that end a row; each is kept as the row's last token.
     per_question: rollouts n of each prompt.
-    first: rollout index of each prompt's first row.
     seed: of the run.
     step: counts draws within a run.
     valid_vocab: ids at and beyond it are never drawn.
@@ -68,7 +66,7 @@ def stream(
   """
   setting = decoding.setting_of(spec, config, eos_ids, per_question, valid_vocab, decode)
   budget = decoding.budgets(prompts, per_question, config, max_tokens)
-  counters = decoding.Counters(np.uint32(seed), np.uint32(step), np.int32(first))
+  counters = decoding.Counters(np.uint32(seed), np.uint32(step))
   law = drawing.law_of(config, 1.0)
   params = layout.for_decoding(spec, params)
   requests, state, drawn = _begin(setting, params, prompts, budget, counters)

@@ -151,8 +151,7 @@ def source(setup: Setup) -> Rollouts:
     return own_sampler(setup)
   eos_ids, vocab = setup.tokenizer.eos_ids, setup.exam.valid_vocab
   run = client.Run(setup.spec, setup.lora, setup.weights.path, eos_ids, vocab, setup.seed)
-  ask = client.Client(setup.rollout, run)
-  return lambda params, prompts, number: Sampled(ask(params, prompts, number), None, None)
+  return client.Client(setup.rollout, run)
 
 
 def own_sampler(setup: Setup) -> Rollouts:
@@ -172,7 +171,9 @@ def own_sampler(setup: Setup) -> Rollouts:
       valid_vocab=setup.exam.valid_vocab,
       decode=setup.rollout.decode,
     )
-    return meshes.host(sampled)
+    return sampled._replace(
+      rollout=meshes.host(sampled.rollout), token_positions=meshes.host(sampled.token_positions)
+    )
 
   return draw
 

@@ -112,7 +112,11 @@ def read_positions(plan: Plan, how: Reading, prompts: Prompts, rollout: Rollout)
 
 
 def sampled_positions(prompts: Prompts, sampled: Sampled) -> Computed | None:
-  """What the sampler went through, every position with all keys of prompt and budget; None for a server's."""
+  """What the sampler went through; None for a server's.
+
+  Every token is counted with all keys of its prompt and of the rollout's columns, which is more than
+  attention reads, as it stops at the longest row of the time.
+  """
   if sampled.token_positions is None:
     return None
   before, budget = max(prompts.ids.shape[1] - 1, 1), sampled.rollout.ids.shape[1]

@@ -55,7 +55,7 @@ def config(url, per_question=2, sampling=SamplingConfig(max_tokens=4), **engine)
 
 def ask(server, number=3, params=None, **engine):
   run = client.Run(SPEC, LORA, None, (EOS,), VALID, seed=11)
-  return client.Client(config(server.url, **engine), run)(params, PROMPTS, number)
+  return client.Client(config(server.url, **engine), run)(params, PROMPTS, number).rollout
 
 
 def seeds(number, seed=11):
@@ -153,7 +153,7 @@ def test_behaviour_is_told_or_not_a_number(kind, sampling, known):
   sampling = SamplingConfig(max_tokens=4, **sampling)
   with Server(canned) as server:
     run = client.Run(SPEC, LORA, None, (EOS,), VALID, 0)
-    found = client.Client(config(server.url, 1, sampling, logprobs=kind), run)(None, PROMPTS, 0)
+    found = client.Client(config(server.url, 1, sampling, logprobs=kind), run)(None, PROMPTS, 0).rollout
   assert (found.behaviour_logp[:, 3] == 0).all()
   if known:
     np.testing.assert_array_equal(found.behaviour_logp, found.raw_logp)
@@ -165,7 +165,7 @@ def test_greedy_rows_have_a_certain_behaviour():
   with Server(canned) as server:
     run = client.Run(SPEC, LORA, None, (EOS,), VALID, 0)
     settings = config(server.url, 1, SamplingConfig(temperature=0, max_tokens=4))
-    found = client.Client(settings, run)(None, PROMPTS, 0)
+    found = client.Client(settings, run)(None, PROMPTS, 0).rollout
   assert (found.behaviour_logp == 0).all() and (found.raw_logp[:, :3] < 0).all()
 
 

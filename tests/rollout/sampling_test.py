@@ -79,7 +79,7 @@ def test_positions_are_uncorrelated():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    (dict(temperature=-1.0), 's.temperature is -1.0; use 0 for greedy, or more.'),
+    (dict(temperature=-1.0), 's.temperature is -1.0; use 0 for greedy, or at least 0.0001.'),
     (dict(top_k=0), 's.top_k is 0; it must lie in 1..9'),
     (dict(top_k=10), 's.top_k is 10; it must lie in 1..9'),
     (dict(top_p=0.0), 's.top_p is 0.0; it must lie in (0, 1].'),

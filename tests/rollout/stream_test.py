@@ -57,20 +57,6 @@ def test_rows_with_budgets_of_their_own(seed, budget):
     assert (after.count[~before.active] == 0).all() and (after.count <= after.ids.shape[1]).all()
 
 
-@pytest.mark.parametrize('size', [2, 3])
-def test_rollouts_in_parts_are_those_at_once(size):
-  """Five rollouts of each prompt, `size` of them at a time; what is over in the last part has no budget."""
-  together = expected(whole.generate(make_prompts(), per_question=5, seed=3))
-  assert len({tuple(row) for row in together[-5:]}) == 4, 'rollouts that are alike would prove nothing'
-  apart = [[] for _ in range(4)]
-  for first in range(0, 5, size):
-    budget = np.tile(np.where(first + np.arange(size) < 5, CONFIG.max_tokens, 0), 4)
-    parts = drawn(make_prompts(), per_question=size, seed=3, first=first, max_tokens=budget)
-    for question, row in enumerate(np.arange(4 * size).reshape(4, size)):
-      apart[question] += [rows(parts)[b] for b in row][: 5 - first]
-  assert sum(apart, []) == together
-
-
 def test_greedy():
   config = dataclasses.replace(CONFIG, temperature=0.0)
   assert rows(drawn(make_prompts(), config, every=3)) == expected(whole.generate(make_prompts(), config))
@@ -107,7 +93,7 @@ def test_it_may_be_left_at_any_time():
 def test_the_cache_is_written_in_place():
   """The compiled step takes the old cache's memory for the new one's."""
   setting = decode.setting_of(SPEC, CONFIG, (EOS,), 1, VALID, DecodeConfig(slots=3))
-  counters = decode.Counters(np.uint32(0), np.uint32(0), np.int32(0))
+  counters = decode.Counters(np.uint32(0), np.uint32(0))
   law, budget = drawing.law_of(CONFIG, 1.0), np.full(4, CONFIG.max_tokens, np.int32)
   requests, state, _ = lib._begin(setting, make_params(SPEC), make_prompts(), budget, counters)
   compiled = lib._go_on.lower(setting, make_params(SPEC), law, requests, state, 2).compile()

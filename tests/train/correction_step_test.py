@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from opsd_jax.distill import objective, scoring
+from opsd_jax.distill import objective, packing, scoring
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import model
@@ -49,12 +49,11 @@ def update(config, micro_batches=1):
     )
     for k in (0, 1)
   )
-  scores = quick_jit(functools.partial(scoring.score_teacher, SPEC))(teacher, (told,), rollout)
+  plan = packing.everything(2, 2, rollout.ids.shape[1], parts=micro_batches)
+  scores = quick_jit(functools.partial(scoring.score_teacher, SPEC))(teacher, (told,), rollout, plan)
   state = TrainState(params, OPTIMIZER.init(params), None)
-  step = steps.make_distill_step(
-    SPEC, config, TeacherConfig(), OPTIMIZER, valid_vocab=VALID, micro_batches=micro_batches
-  )
-  arguments = state, prompts, rollout, scores, model.head(SPEC, teacher)
+  step = steps.make_distill_step(SPEC, config, TeacherConfig(), OPTIMIZER, valid_vocab=VALID)
+  arguments = state, prompts, rollout, scores, model.head(SPEC, teacher), None, plan
   state, report = step.lower(*arguments).compile(QUICK)(*arguments)
   return jax.tree.map(np.asarray, (state.optimizer[0].trace, report))
 

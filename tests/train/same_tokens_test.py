@@ -31,10 +31,10 @@ def seen(setup, tmp_path_factory):
   def record(name, *arrays):
     calls[name] = [np.asarray(a) for a in arrays]
 
-  def generate(spec, params, prompts, *rest, **more):
-    rollout = plain_generate(spec, params, prompts, *rest, **more)
-    record('sampler', prompts.ids, prompts.length, rollout.ids, rollout.length)
-    return rollout
+  def sample(spec, params, prompts, *rest, **more):
+    sampled = plain_sample(spec, params, prompts, *rest, **more)
+    record('sampler', prompts.ids, prompts.length, sampled.rollout.ids, sampled.rollout.length)
+    return sampled
 
   def score_teacher(spec, params, views, rollout, plan):
     jax.debug.callback(
@@ -52,9 +52,9 @@ def seen(setup, tmp_path_factory):
     return step
 
   with pytest.MonkeyPatch.context() as patch:
-    plain_generate, plain_score = distill.decode.generate, distill.scoring.score_teacher
+    plain_sample, plain_score = distill.decode.sample, distill.scoring.score_teacher
     plain_step = distill.step.make_distill_step
-    patch.setattr(distill.decode, 'generate', generate)
+    patch.setattr(distill.decode, 'sample', sample)
     patch.setattr(distill.scoring, 'score_teacher', score_teacher)
     patch.setattr(distill.step, 'make_distill_step', make_distill_step)
     folder = tmp_path_factory.mktemp('run')

@@ -15,7 +15,7 @@ import numpy as np
 from opsd_jax.models import model
 from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Prompts, Rollout
+from opsd_jax.records import Prompts, Sampled
 from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.rollout.engine import answers, http, probe, push
 from opsd_jax.rollout.engine.answers import Row
@@ -72,8 +72,8 @@ class Client:
     self._label: str | None = None  # of the last ones
     self._model: str | None = None
 
-  def __call__(self, params: model.Params, prompts: Prompts, number: int) -> Rollout:
-    """The rollouts of `source.Rollouts`. Answers that are there are kept: what is missing is asked again.
+  def __call__(self, params: model.Params, prompts: Prompts, number: int) -> Sampled:
+    """As `source.Rollouts`. Answers that are there are kept: what is missing is asked again.
 
     Raises:
       EngineError: the server stayed away until the deadline, or does not answer as it must.
@@ -98,7 +98,7 @@ class Client:
         f'{cause} Several servers behind one address are not supported.'
       )
     ordered = [row for q in range(len(rows)) for row in rows[q]]
-    return answers.rollout(ordered, self._config, self._run.eos_ids)
+    return Sampled(answers.rollout(ordered, self._config, self._run.eos_ids), None, None)
 
   def _due(self, number: int) -> bool:
     return self._label is None or number - self._versions[self._label] >= self._engine.push_every

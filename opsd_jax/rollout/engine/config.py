@@ -54,6 +54,7 @@ def validate(config: EngineConfig) -> None:
     require(getattr(config, field) > 0, f'{name}.{field} is {getattr(config, field)}; it must be positive.')
   require(config.retries >= 0, f'{name}.retries is {config.retries}; it must not be negative.')
   if config.url is None:
+    require(config.push == 'none', f'{name}.push is {config.push}, but there is no server; set {name}.url.')
     return
   parts = urllib.parse.urlsplit(config.url)
   require(
@@ -94,6 +95,7 @@ def validate_agreement(
       has, or its log-probs could not be compared with the scorer's.
   """
   if config.url is None:
+    require(config.push == 'none', f'{name}.push is {config.push}, but there is no server; set {name}.url.')
     return
   require(
     config.push != 'adapter' or lora_rank > 0,
