@@ -115,7 +115,7 @@ def _compiled(spec: ModelSpec, params: Any, case: Case, mesh: jax.sharding.Mesh)
   sampling = SamplingConfig(max_tokens=BUDGET)
   way = DecodeConfig(slots=ROWS if case.refill else None)
   setting = decode.setting_of(spec, sampling, (151_645, 151_643), per_question, 151_669, way)
-  counters = decode.Counters(np.uint32(0), np.uint32(0), np.int32(0))
+  counters = decode.Counters(np.uint32(0), np.uint32(0))
   law = drawing.law_of(sampling, 1.0)
   arguments = params, prompts, rows(questions * per_question), counters, law
   return decode._sample.lower(setting, *arguments).compile()

@@ -68,7 +68,7 @@ def exchanged(mesh, params, slots=None):
   """How many numbers the largest exchange inside the decode loop leaves on a device."""
   with jax.set_mesh(mesh):
     setting = decode.setting_of(SPEC, CONFIG, (3,), 2, None, DecodeConfig(slots))
-    counters = decode.Counters(np.uint32(0), np.uint32(0), np.int32(0))
+    counters = decode.Counters(np.uint32(0), np.uint32(0))
     law = drawing.law_of(CONFIG, 1.0)
     lowered = decode._sample.lower(setting, params, PROMPTS, np.full(16, 5, np.int32), counters, law)
     program = hlo.parse(lowered.compile().as_text())
