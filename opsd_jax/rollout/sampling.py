@@ -4,6 +4,7 @@ Axis letters: B rows.
 """
 
 import jax
+import jax.numpy as jnp
 
 
 def row_keys(seed: int, step: jax.Array, problem_id: jax.Array, rollout_index: jax.Array) -> jax.Array:
@@ -21,5 +22,6 @@ def row_keys(seed: int, step: jax.Array, problem_id: jax.Array, rollout_index: j
 
 
 def uniforms(keys: jax.Array, position: jax.Array) -> jax.Array:
-  """float32 [B] in [0, 1): the one random number of each row at its `position` [B]."""
-  return jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)))(keys, position)
+  """float32 [B] in [0, 1): the one random number of each row at its `position`, int32 [B] or one for all."""
+  at = jnp.broadcast_to(position, keys.shape)
+  return jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)))(keys, at)

@@ -348,7 +348,8 @@ def params():
 
 def pushing(server, folder, kind='adapter', **more):
   run = client.Run(SPEC, LORA, None, (EOS,), VALID, seed=11)
-  return client.Client(config(server.url, push=kind, push_folder=str(folder), **more), run)
+  ask = client.Client(config(server.url, push=kind, push_folder=str(folder), **more), run)
+  return lambda params, prompts, number: ask(params, prompts, number).rollout
 
 
 @BOTH
