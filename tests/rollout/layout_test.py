@@ -54,7 +54,9 @@ def draw(params):
   return decode.generate(SPEC, params, PROMPTS, CONFIG, eos_ids=(3,), per_question=2)
 
 
-@pytest.mark.parametrize('name, adapted', [('fsdp', False), ('cube', True)])
+@pytest.mark.parametrize(
+  'name, adapted', [pytest.param('fsdp', False, marks=pytest.mark.slow), ('cube', True)]
+)
 def test_tokens_are_those_of_one_device(name, adapted):
   with jax.set_mesh(make_mesh(name)):
     many = meshes.host(draw(born(name, adapted)))
@@ -76,7 +78,7 @@ def exchanged(mesh, params, slots=None):
   return max((a.size for i in found for a in i.result), default=0)
 
 
-@pytest.mark.parametrize('name', MESHES)
+@pytest.mark.parametrize('name', ['fsdp', pytest.param('cube', marks=pytest.mark.slow)])
 def test_no_weight_crosses_devices_inside_the_loop(name):
   mesh, params = make_mesh(name), born(name)
   laid_out = layout.for_decoding(SPEC, params, mesh)

@@ -28,6 +28,7 @@ from tests.rollout.decode_test import (
 )
 
 LENGTHS = (1, 3, 5, 2, 4, 1)
+SLOW = pytest.mark.slow
 ENDS = (2, 5, 11)  # so many that rows end early and late
 
 
@@ -62,13 +63,13 @@ def expected(seed=0):
   return rollout
 
 
-@pytest.mark.parametrize('size', [1, 2, 5, 12, 99])
+@pytest.mark.parametrize('size', [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 5, 99])
 def test_any_number_of_slots(size):
   for seed in range(3):
     assert_close(sampled(size, seed=seed).rollout, expected(seed))
 
 
-@pytest.mark.parametrize('size', [8, 12])
+@pytest.mark.parametrize('size', [8, pytest.param(12, marks=SLOW)])
 def test_fewer_slots_for_what_is_left(size):
   for seed in range(3):
     both = sampled(size, seed=seed, compact=True), sampled(size, seed=seed)

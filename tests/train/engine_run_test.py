@@ -178,6 +178,7 @@ def test_stale_rollouts_are_measured_and_weighed(whole, tmp_path):
   assert all(0 <= row['correction_capped'] < 0.5 for row in found)
 
 
+@pytest.mark.slow
 def test_a_server_with_other_weights_raises_the_alarm(tmp_path, capsys):
   """It says that it draws with what it was given, but it does not: the meter sees it."""
   setup = prepared(*LORA)
