@@ -19,7 +19,7 @@ GPU_RANGE := import sys; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13)
 GPU_FOUND = $(firstword $(foreach p,$(if $(PYTHON),"$(PYTHON)") $(GPU_PYTHONS),\
   $(if $(shell $(p) -c '$(GPU_RANGE)' 2>/dev/null && echo yes),$(p))))
 RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25
 
 # Tests run on the CPU unless told otherwise. The other targets leave the choice to JAX and to you.
 test test-all test-reference test-gpu-kernels: export JAX_PLATFORMS := $(or $(JAX_PLATFORMS),cpu)

@@ -177,6 +177,7 @@ def cases(draw):
   return spec, draw(st.integers(1, 2)), draw(st.integers(1, 3)), vocab
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(cases(), st.booleans(), st.integers(0, 99))
 def test_any_shape_and_mask(case, frozen, seed):

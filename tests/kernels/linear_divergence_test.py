@@ -330,6 +330,7 @@ def test_reference_matches_numpy(data, seed):
     np.testing.assert_allclose(value, expected, atol=5e-6, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(st.data(), st.integers(0, 99))
 def test_chunked_equals_reference(data, seed):
