@@ -158,8 +158,7 @@ def rollout_entry(
   tokens = Ledger(sampled=int(completions.sum()), prompt_sampler=int(prompt_length.sum()), flops=flops)
   if computed is None:
     return tokens
-  spent = computed.forward(spec, adapters)
-  return tokens + Ledger(positions_rollout=computed.positions, needed_rollout=flops, spent_rollout=spent)
+  return tokens + _computed('rollout', flops, computed.positions, computed.forward(spec, adapters))
 
 
 def student_entry(
@@ -177,8 +176,7 @@ def student_entry(
   tokens = Ledger(scored_student=int(completions.sum()), prompt_student=int(prompt_length.sum()), flops=flops)
   if computed is None:
     return tokens
-  spent = computed.backward(spec, adapters)
-  return tokens + Ledger(positions_student=computed.positions, needed_student=flops, spent_student=spent)
+  return tokens + _computed('student', flops, computed.positions, computed.backward(spec, adapters))
 
 
 def teacher_entry(
@@ -194,5 +192,10 @@ def teacher_entry(
   tokens = Ledger(scored_teacher=int(completions.sum()), prompt_teacher=int(prompt_length.sum()), flops=flops)
   if computed is None:
     return tokens
-  spent = computed.forward(spec, adapters)
-  return tokens + Ledger(positions_teacher=computed.positions, needed_teacher=flops, spent_teacher=spent)
+  return tokens + _computed('teacher', flops, computed.positions, computed.forward(spec, adapters))
+
+
+def _computed(phase: str, needed: int, positions: int, spent: int) -> Ledger:
+  """What a phase needed beside what its program went through."""
+  counts = {'positions': positions, 'needed': needed, 'spent': spent}
+  return Ledger(**{f'{name}_{phase}': count for name, count in counts.items()})
