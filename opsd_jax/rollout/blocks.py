@@ -14,7 +14,8 @@ from opsd_jax import mesh as meshes
 from opsd_jax.models.attention import soft_cap
 
 BLOCK = 128  # lanes of a TPU vector register
-_TILE = 16  # blocks whose logits a CPU holds at a time: with 64 rows they stay in its second-level cache
+_TILE = 32  # blocks whose logits a CPU holds at a time: with 64 rows they stay in its second-level cache
+_COLUMNS = 4  # rows of hidden states from which a CPU computes faster with one row a column
 
 
 class Scales(NamedTuple):
@@ -94,12 +95,14 @@ def read(
     keep: whether the logits stay.
   """
 
-  def summary(logits: jax.Array) -> Blocks:
-    return _summary(logits, scales, mass, keep)
+  def summary(rows: jax.Array) -> Blocks:
+    if not keep and hidden.shape[0] >= _COLUMNS and rows.shape[0] % BLOCK == 0:
+      return _by_columns(vocabulary, hidden, rows, scales, mass)
+    return _summary(_padded(_logits(vocabulary, hidden, rows)), scales, mass, keep)
 
   if tiled:
-    return _over_tiles(vocabulary, hidden, head, summary)
-  return summary(_at_once(vocabulary, hidden, head))
+    return _over_tiles(vocabulary, head, summary)
+  return _summary(_at_once(vocabulary, hidden, head), scales, mass, keep)
 
 
 def entries(vocabulary: Vocabulary, hidden: jax.Array, head: jax.Array, block: jax.Array) -> jax.Array:
@@ -132,12 +135,13 @@ def _at_once(vocabulary: Vocabulary, hidden: jax.Array, head: jax.Array) -> jax.
   return meshes.constrain(logits.reshape(hidden.shape[0], -1, BLOCK), 'batch', 'vocab', None)
 
 
-def _summary(logits: jax.Array, scales: Scales, mass: bool, keep: bool) -> Blocks:
-  largest = jnp.max(logits, axis=-1)
-  below = logits - jnp.where(jnp.isneginf(largest), 0, largest)[..., None]
+def _summary(logits: jax.Array, scales: Scales, mass: bool, keep: bool, axis: int = -1) -> Blocks:
+  """What the blocks hold; `axis` of the logits is that of a block's ids, and is gone from the result."""
+  largest = jnp.max(logits, axis=axis)
+  below = logits - jnp.expand_dims(jnp.where(jnp.isneginf(largest), 0, largest), axis)
 
   def total(scale):
-    return jnp.sum(jnp.exp(below * scale), axis=-1)
+    return jnp.sum(jnp.exp(below * scale), axis=axis)
 
   loss = total(scales.loss)
   other = None
@@ -146,14 +150,25 @@ def _summary(logits: jax.Array, scales: Scales, mass: bool, keep: bool) -> Block
   return Blocks(largest, other, loss, logits if keep else None)
 
 
-def _over_tiles(vocabulary: Vocabulary, hidden: jax.Array, head: jax.Array, summary) -> Blocks:
+def _by_columns(vocabulary: Vocabulary, hidden: jax.Array, rows: jax.Array, scales: Scales, mass: bool):
+  """`_summary` of the logits of whole blocks [N·128, D], computed as [N, 128, B].
+
+  A CPU then adds and compares whole vectors of rows; with a block's ids side by side it would have to
+  shuffle inside of each. At 64 rows and 160 wide that takes a fifth off reading the vocabulary.
+  """
+  logits = jnp.einsum('vd,bd->vb', rows.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
+  logits = soft_cap(logits, vocabulary.softcap).reshape(rows.shape[0] // BLOCK, BLOCK, hidden.shape[0])
+  return jax.tree.map(jnp.transpose, _summary(logits, scales, mass, False, axis=1))
+
+
+def _over_tiles(vocabulary: Vocabulary, head: jax.Array, summary) -> Blocks:
   """A few blocks at a time; the last tile ends with the last full block and may repeat some."""
   full = vocabulary.valid // BLOCK
   tile = min(_TILE, full)
 
   def at(first: jax.Array) -> Blocks:
     rows = jax.lax.dynamic_slice_in_dim(head, first * BLOCK, tile * BLOCK)
-    return summary(_padded(_logits(vocabulary, hidden, rows)))
+    return summary(rows)
 
   def put(whole: Blocks, some: Blocks, first: jax.Array | int) -> Blocks:
     write = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, first, axis=1)  # noqa: E731
@@ -163,7 +178,7 @@ def _over_tiles(vocabulary: Vocabulary, hidden: jax.Array, head: jax.Array, summ
     first = jnp.minimum(i * tile, full - tile)
     return put(whole, at(first), first), None
 
-  rest = summary(_padded(_logits(vocabulary, hidden, head[full * BLOCK : vocabulary.valid])))
+  rest = summary(head[full * BLOCK : vocabulary.valid])
   whole = jax.tree.map(lambda x: jnp.zeros((x.shape[0], x.shape[1] + full, *x.shape[2:]), x.dtype), rest)
   whole = put(whole, rest, full)
   return jax.lax.scan(body, whole, jnp.arange(-(-full // tile)))[0] if full else whole
