@@ -1,4 +1,4 @@
-"""What every test runs under: eight CPU devices, strict shapes, repeatable examples.
+"""What every test runs under: eight CPU devices, strict shapes, repeatable examples, programs compiled once.
 
 The environment is set before JAX is first imported; a machine's accelerator is used only when
 JAX_PLATFORMS names it.
@@ -9,9 +9,12 @@ import os
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
+import atexit  # noqa: E402
 import importlib.util  # noqa: E402
 import pathlib  # noqa: E402
+import shutil  # noqa: E402
 import signal  # noqa: E402
+import tempfile  # noqa: E402
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -22,6 +25,11 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 hypothesis.settings.register_profile('repeatable', derandomize=True, deadline=None)
 hypothesis.settings.load_profile('repeatable')
+
+# What one test compiled, the next one loads: also in the other processes of a run, which inherit the name.
+if 'OPSD_TEST_COMPILED' not in os.environ:
+  os.environ['OPSD_TEST_COMPILED'] = tempfile.mkdtemp(prefix='opsd_compiled_')
+  atexit.register(shutil.rmtree, os.environ['OPSD_TEST_COMPILED'], ignore_errors=True)
 
 # A shell starts what it runs in the background with the interrupt key ignored, and commands that the tests
 # start would inherit that.

@@ -1,7 +1,6 @@
 """The evaluate command on checkpoints of runs: digit chains without a chat template, adapters, and text."""
 
 import json
-import pathlib
 import sys
 
 import jax
@@ -26,38 +25,33 @@ SHORT = (*tiny.ALONE, 'loop.updates=2', 'loop.evaluate_every=1', 'checkpoint.eve
 ASKED = 12
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> pathlib.Path:
-  return tmp_path_factory.mktemp('compiled')
-
-
-def train(workdir, cache, *settings, experiment='quickstart'):
-  done = tiny.call(tiny.command('train', workdir, settings, experiment=experiment), cache)
+def train(workdir, *settings, experiment='quickstart'):
+  done = tiny.call(tiny.command('train', workdir, settings, experiment=experiment))
   assert done.returncode == 0, done.stderr
   return workdir
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory, cache):
-  return train(tmp_path_factory.mktemp('run') / 'run', cache, *SHORT, 'cold_start.updates=8')
+def run(tmp_path_factory):
+  return train(tmp_path_factory.mktemp('run') / 'run', *SHORT, 'cold_start.updates=8')
 
 
 @pytest.fixture(scope='module')
-def adapted(tmp_path_factory, cache):
+def adapted(tmp_path_factory):
   """Adapters that change much, beside the weights of a cold start."""
   settings = ('cold_start.updates=8', 'lora.rank=2', 'lora.alpha=64', 'optimizer.learning_rate=0.05')
-  return train(tmp_path_factory.mktemp('adapted') / 'run', cache, *SHORT, *settings)
+  return train(tmp_path_factory.mktemp('adapted') / 'run', *SHORT, *settings)
 
 
-def call(*given, cache=None):
-  return tiny.call([sys.executable, '-m', 'experiments.evaluate', *map(str, given)], cache)
+def call(*given):
+  return tiny.call([sys.executable, '-m', 'experiments.evaluate', *map(str, given)])
 
 
-def evaluated(run, output, problems, cache, *more):
+def evaluated(run, output, problems, *more):
   rows = [{'problem': p.problem, 'answer': p.answer} for p in problems]
   asked = model_folder.write_lines(output.parent / 'asked.jsonl', rows)
   named = (f'--checkpoint={run}', f'--benchmarks=mine={asked}', f'--output={output}')
-  done = call(*named, '--temperature=0', '--samples=1', '--max_tokens=40', '--batch=12', *more, cache=cache)
+  done = call(*named, '--temperature=0', '--samples=1', '--max_tokens=40', '--batch=12', *more)
   assert done.returncode == 0, done.stderr
   text = (output / 'mine' / 'samples.jsonl').read_text(encoding='utf-8')
   settings = json.loads((output / 'settings.json').read_text())
@@ -91,9 +85,9 @@ def chains(run):
 
 
 @pytest.mark.parametrize('step', ['latest', '1', 'best'])
-def test_a_run_is_asked_and_judged_as_in_training(run, cache, tmp_path, step):
+def test_a_run_is_asked_and_judged_as_in_training(run, tmp_path, step):
   problems = chains(run)
-  found, settings = evaluated(run, tmp_path / 'out', problems, cache, f'--step={step}')
+  found, settings = evaluated(run, tmp_path / 'out', problems, f'--step={step}')
   number = {'latest': 2, '1': 1}.get(step) or settings['model']['step']
   ids, verdicts = expected(run, problems, number)
   assert [row['ids'] for row in found] == ids
@@ -102,27 +96,27 @@ def test_a_run_is_asked_and_judged_as_in_training(run, cache, tmp_path, step):
   assert settings['model']['step'] == number and settings['model']['experiment'] == 'quickstart'
 
 
-def test_adapters_are_merged(run, adapted, cache, tmp_path):
+def test_adapters_are_merged(run, adapted, tmp_path):
   problems = chains(adapted)
-  found, _ = evaluated(adapted, tmp_path / 'out', problems, cache)
+  found, _ = evaluated(adapted, tmp_path / 'out', problems)
   ids, _ = expected(adapted, problems)
   assert [row['ids'] for row in found] == ids != expected(run, problems)[0]
 
 
-def test_a_run_on_text_is_asked_in_either_way(cache, tmp_path):
+def test_a_run_on_text_is_asked_in_either_way(tmp_path):
   """Its own view, or the protocol's, by the chat template of its tokenizer; the tokenizer may have moved."""
   run = train(
-    tmp_path / 'run', cache, *real_text.settings(tmp_path), 'cold_start.updates=0', 'loop.updates=2',
+    tmp_path / 'run', *real_text.settings(tmp_path), 'cold_start.updates=0', 'loop.updates=2',
     'controls=()', 'loop.evaluate_every=0', 'rollout.questions=4', experiment='gsm8k_tiny',
   )  # fmt: skip
   asked = model_folder.write_lines(tmp_path / 'asked.jsonl', [{'problem': 'How many?', 'answer': '3'}])
   (tmp_path / 'tokenizer').rename(tmp_path / 'moved')
   named = (f'--checkpoint={run}', f'--benchmarks=mine={asked}', '--samples=2', '--max_tokens=4')
-  done = call(*named, f'--output={tmp_path / "out"}', cache=cache)
+  done = call(*named, f'--output={tmp_path / "out"}')
   assert done.returncode == 2 and '--base=FOLDER names another' in done.stderr
   for whose, rules in (('run', 'text'), ('protocol', 'opsd')):
     more = (f'--output={tmp_path / f"as_{whose}"}', f'--prompt={whose}', f'--base={tmp_path / "moved"}')
-    done = call(*named, *more, cache=cache)
+    done = call(*named, *more)
     assert done.returncode == 0, done.stderr
     settings = json.loads((tmp_path / f'as_{whose}' / 'settings.json').read_text())
     assert (settings['prompt']['of'], settings['rules']) == (whose, rules)

@@ -468,22 +468,22 @@ def test_every_protocol_can_be_asked(folder, asked, tmp_path, monkeypatch):
 def test_killed_for_real_it_ends_the_same(folder, tmp_path):
   """SIGKILL, as soon as a certain number of lines is there; the lock does not outlive the process."""
   asked = model_folder.write_lines(tmp_path / 'asked.jsonl', ASKED[1:5])
-  cache, outputs = tmp_path / 'compiled', {name: tmp_path / name for name in ('whole', 'killed')}
+  outputs = {name: tmp_path / name for name in ('whole', 'killed')}
   slow = ('--samples=30', '--batch=1', '--every=1')  # many dispatches
   command = [sys.executable, '-m', 'experiments.evaluate']
   calls = {name: [*command, *flagged(folder, asked, path, *slow)] for name, path in outputs.items()}
-  done = tiny.call(calls['whole'], cache)
+  done = tiny.call(calls['whole'])
   assert done.returncode == 0, done.stderr
   path = outputs['killed'] / 'mine' / 'samples.jsonl'
   process = subprocess.Popen(
-    calls['killed'], cwd=tiny.REPOSITORY, env=tiny.environment(cache), stderr=subprocess.DEVNULL
+    calls['killed'], cwd=tiny.REPOSITORY, env=tiny.environment(), stderr=subprocess.DEVNULL
   )
   while process.poll() is None and not (path.exists() and path.read_bytes().count(b'\n') >= 60):
     time.sleep(0.001)
   process.kill()
   assert process.wait() == -signal.SIGKILL
   assert path.read_bytes().count(b'\n') < 240, 'two lines of each sample, before and after it is judged'
-  done = tiny.call(calls['killed'], cache)
+  done = tiny.call(calls['killed'])
   assert done.returncode == 0, done.stderr
   assert contents(outputs['killed']) == contents(outputs['whole'])
 

@@ -29,21 +29,16 @@ SHORT = (*tiny.ALONE, 'loop.updates=2', 'loop.evaluate_every=0', 'evaluate.sampl
 LORA = ('lora.rank=2', 'lora.alpha=32', 'optimizer.learning_rate=0.1')
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> pathlib.Path:
-  return tmp_path_factory.mktemp('compiled')
-
-
-def train(workdir: pathlib.Path, cache: pathlib.Path, *settings: str) -> pathlib.Path:
-  done = tiny.call(tiny.command('train', workdir, (*SHORT, *settings)), cache)
+def train(workdir: pathlib.Path, *settings: str) -> pathlib.Path:
+  done = tiny.call(tiny.command('train', workdir, (*SHORT, *settings)))
   assert done.returncode == 0, done.stderr
   return workdir
 
 
 @pytest.fixture(scope='module')
-def full(tmp_path_factory, cache) -> pathlib.Path:
+def full(tmp_path_factory) -> pathlib.Path:
   """A run of all weights, from a cold start."""
-  return train(tmp_path_factory.mktemp('full') / 'run', cache, 'cold_start.updates=2', 'model.dtype=bfloat16')
+  return train(tmp_path_factory.mktemp('full') / 'run', 'cold_start.updates=2', 'model.dtype=bfloat16')
 
 
 @pytest.fixture(scope='module')
@@ -56,16 +51,16 @@ def base(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='module')
-def adapted(tmp_path_factory, cache, base) -> pathlib.Path:
+def adapted(tmp_path_factory, base) -> pathlib.Path:
   """A run of adapters beside the weights of a folder."""
   settings = (f'model={base}', f'weights.path={base}', 'cold_start.updates=0', *LORA)
-  return train(tmp_path_factory.mktemp('adapted') / 'run', cache, *settings)
+  return train(tmp_path_factory.mktemp('adapted') / 'run', *settings)
 
 
 @pytest.fixture(scope='module')
-def adapted_cold(tmp_path_factory, cache) -> pathlib.Path:
+def adapted_cold(tmp_path_factory) -> pathlib.Path:
   """A run of adapters beside the weights of a cold start."""
-  return train(tmp_path_factory.mktemp('cold') / 'run', cache, 'cold_start.updates=2', *LORA)
+  return train(tmp_path_factory.mktemp('cold') / 'run', 'cold_start.updates=2', *LORA)
 
 
 @pytest.fixture

@@ -24,23 +24,18 @@ def settings(tmp_path_factory):
   return real_text.settings(tmp_path_factory.mktemp('text'))
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('compiled')
-
-
 def command(workdir: pathlib.Path, settings: tuple[str, ...]) -> list[str]:
   return tiny.command('train', workdir, settings, experiment='gsm8k_tiny')
 
 
-def killed_equals_whole(folder: pathlib.Path, settings: tuple[str, ...], cache: pathlib.Path) -> pathlib.Path:
+def killed_equals_whole(folder: pathlib.Path, settings: tuple[str, ...]) -> pathlib.Path:
   """Runs once without and once with two kills; returns the folder of the first, after comparing them."""
   whole, killed = folder / 'whole', folder / 'killed'
-  done = tiny.call(command(whole, settings), cache)
+  done = tiny.call(command(whole, settings))
   assert done.returncode == 0, done.stderr
   for moment in (lambda: lines(killed) >= 3, lambda: lines(killed) >= 13):
-    assert start_and_kill(killed, cache, moment, command(killed, settings))
-  done = tiny.call(command(killed, settings), cache)
+    assert start_and_kill(killed, moment, command(killed, settings))
+  done = tiny.call(command(killed, settings))
   assert done.returncode == 0, done.stderr
   assert without_times(killed / 'metrics.jsonl') == without_times(whole / 'metrics.jsonl')
   assert len(without_times(whole / 'metrics.jsonl')) == 20
@@ -52,8 +47,8 @@ def killed_equals_whole(folder: pathlib.Path, settings: tuple[str, ...], cache: 
 
 
 @pytest.fixture(scope='module')
-def whole(settings, cache, tmp_path_factory):
-  return killed_equals_whole(tmp_path_factory.mktemp('small'), settings, cache)
+def whole(settings, tmp_path_factory):
+  return killed_equals_whole(tmp_path_factory.mktemp('small'), settings)
 
 
 def test_a_killed_run_equals_the_uninterrupted_one(whole):
@@ -128,8 +123,8 @@ def test_real_questions_and_a_real_tokenizer(data_root, tmp_path):
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_a_killed_run_on_real_files_equals_the_uninterrupted_one(data_root, tmp_path, cache):
-  killed_equals_whole(tmp_path, real_settings(data_root), cache)
+def test_a_killed_run_on_real_files_equals_the_uninterrupted_one(data_root, tmp_path):
+  killed_equals_whole(tmp_path, real_settings(data_root))
 
 
 # --- Bad input: one clear line before anything is compiled.

@@ -23,24 +23,19 @@ SETTINGS = (*tiny.ALONE, *ADAPTERS)
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> pathlib.Path:
-  return tmp_path_factory.mktemp('compiled')
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory, cache) -> pathlib.Path:
+def whole(tmp_path_factory) -> pathlib.Path:
   """A run that nothing interrupted."""
   folder = tmp_path_factory.mktemp('whole') / 'run'
-  done = tiny.call(tiny.command('train', folder, SETTINGS), cache)
+  done = tiny.call(tiny.command('train', folder, SETTINGS))
   assert done.returncode == 0, done.stderr
   return folder
 
 
-def test_a_killed_run_equals_the_uninterrupted_one(whole, cache, tmp_path):
+def test_a_killed_run_equals_the_uninterrupted_one(whole, tmp_path):
   folder = tmp_path / 'killed'
   command = tiny.command('train', folder, SETTINGS)
-  assert start_and_kill(folder, cache, lambda: lines(folder) == 3, command)
-  done = tiny.call(command, cache)
+  assert start_and_kill(folder, lambda: lines(folder) == 3, command)
+  done = tiny.call(command)
   assert done.returncode == 0, done.stderr
   for run in ('cold_start', '.'):
     ours, theirs = (without_times(f / run / 'metrics.jsonl') for f in (folder, whole))
@@ -111,11 +106,11 @@ def test_training_begins_from_the_folder(setting, tmp_path, rank, dtype):
 
 
 @pytest.mark.slow
-def test_a_run_from_a_folder(setting, cache, tmp_path):
+def test_a_run_from_a_folder(setting, tmp_path):
   folder, ours = setting
   ours = (*ours, 'lora.rank=4', 'model.dtype=bfloat16', 'loop.updates=2', 'evaluate.samples=1')
   done = tiny.call(
-    tiny.command('train', tmp_path / 'run', ours, f'--model={folder}', experiment='gsm8k_tiny'), cache
+    tiny.command('train', tmp_path / 'run', ours, f'--model={folder}', experiment='gsm8k_tiny')
   )
   assert done.returncode == 0, done.stderr
   config = json.loads((tmp_path / 'run/config.json').read_text())
@@ -133,8 +128,8 @@ def test_weights_of_another_model_are_refused(setting):
     experiment_of(setting, 'weights.path=/nowhere')
 
 
-def test_the_check_shows_the_memory_of_adapters(cache):
-  done = tiny.call(tiny.command('check', None, SETTINGS, '--problems=1'), cache)
+def test_the_check_shows_the_memory_of_adapters():
+  done = tiny.call(tiny.command('check', None, SETTINGS, '--problems=1'))
   for text in (
     'adapters, gradients and Adam moments (float32)',
     'base of the adapters, which is the frozen teacher too (float32)',

@@ -23,27 +23,22 @@ SETTINGS = (
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> pathlib.Path:
-  return tmp_path_factory.mktemp('compiled')
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory, cache) -> pathlib.Path:
+def whole(tmp_path_factory) -> pathlib.Path:
   """A run that nothing interrupted."""
   folder = tmp_path_factory.mktemp('whole') / 'run'
-  done = tiny.call(tiny.command('train', folder, SETTINGS), cache)
+  done = tiny.call(tiny.command('train', folder, SETTINGS))
   assert done.returncode == 0, done.stderr
   return folder
 
 
 def start_and_kill(
-  folder: pathlib.Path, cache: pathlib.Path, moment: Callable[[], bool], command: list[str] | None = None
+  folder: pathlib.Path, moment: Callable[[], bool], command: list[str] | None = None
 ) -> bool:
   """Starts the run and kills it as soon as `moment()` is true; False if it ended before."""
   process = subprocess.Popen(
     command or tiny.command('train', folder, SETTINGS),
     cwd=tiny.REPOSITORY,
-    env=tiny.environment(cache),
+    env=tiny.environment(),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
@@ -69,7 +64,7 @@ def without_times(path: pathlib.Path) -> list[dict]:
   return [{k: v for k, v in row.items() if k != 'time'} for row in jsonlines.read(path)]
 
 
-def test_killed_run_equals_the_uninterrupted_one(whole, cache, tmp_path):
+def test_killed_run_equals_the_uninterrupted_one(whole, tmp_path):
   folder = tmp_path / 'killed'
   # A save can be too short to be caught in the act: the run is then killed a little later.
   moments = {
@@ -80,9 +75,9 @@ def test_killed_run_equals_the_uninterrupted_one(whole, cache, tmp_path):
     'in a control': lambda: lines(folder / 'controls/no_privilege') >= 3,
     'in the evaluation': lambda: (folder / 'evaluation/base.json').exists(),
   }
-  killed = {name: start_and_kill(folder, cache, moment) for name, moment in moments.items()}
+  killed = {name: start_and_kill(folder, moment) for name, moment in moments.items()}
   assert all(killed.values()), killed
-  done = tiny.call(tiny.command('train', folder, SETTINGS), cache)
+  done = tiny.call(tiny.command('train', folder, SETTINGS))
   assert done.returncode == 0, done.stderr
 
   for run in RUNS:
@@ -96,20 +91,20 @@ def test_killed_run_equals_the_uninterrupted_one(whole, cache, tmp_path):
   assert ours == theirs
 
 
-def test_finished_run_is_not_run_again(whole, cache):
+def test_finished_run_is_not_run_again(whole):
   before = (whole / 'metrics.jsonl').read_bytes()
   began = time.time()
-  done = tiny.call(tiny.command('train', whole, SETTINGS), cache)
+  done = tiny.call(tiny.command('train', whole, SETTINGS))
   assert done.returncode == 0, done.stderr
   assert (whole / 'metrics.jsonl').read_bytes() == before
   assert all(p.stat().st_mtime < began for p in (whole / 'evaluation').iterdir())
 
 
-def test_larger_budget_continues_a_finished_run(whole, cache, tmp_path):
+def test_larger_budget_continues_a_finished_run(whole, tmp_path):
   folder = tmp_path / 'longer'
   settings = (*SETTINGS, 'controls=()')
   for updates in (3, 6):
-    done = tiny.call(tiny.command('train', folder, settings, f'--budget=updates:{updates}'), cache)
+    done = tiny.call(tiny.command('train', folder, settings, f'--budget=updates:{updates}'))
     assert done.returncode == 0, done.stderr
     assert lines(folder) == updates
   assert without_times(folder / 'metrics.jsonl') == without_times(whole / 'metrics.jsonl')

@@ -54,16 +54,18 @@ def with_full_disk(arguments: list[str], limit: int = 8192) -> list[str]:
   return [sys.executable, '-c', limited + 'os.execv(sys.argv[1], sys.argv[1:])', *arguments]
 
 
-def environment(cache: pathlib.Path | None = None) -> dict[str, str]:
-  """One CPU device; with `cache`, programs compiled by an earlier process are used again."""
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1'}
-  if cache is not None:
-    env |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
-  return env
+def environment() -> dict[str, str]:
+  """One CPU device; programs that an earlier process of these tests compiled are used again."""
+  return os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_NUM_CPU_DEVICES': '1',
+    'JAX_COMPILATION_CACHE_DIR': os.environ['OPSD_TEST_COMPILED'],
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
 
 
-def call(arguments: list[str], cache: pathlib.Path | None = None, **more) -> subprocess.CompletedProcess:
+def call(arguments: list[str], **more) -> subprocess.CompletedProcess:
   """Runs to the end, with its output as text."""
   return subprocess.run(
-    arguments, cwd=REPOSITORY, env=environment(cache), text=True, capture_output=True, timeout=600, **more
+    arguments, cwd=REPOSITORY, env=environment(), text=True, capture_output=True, timeout=600, **more
   )
