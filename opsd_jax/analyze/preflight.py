@@ -20,6 +20,7 @@ from opsd_jax.models import lora, model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem, Prompts, length_mask
 from opsd_jax.rollout.config import DecodeConfig, RolloutConfig
+from opsd_jax.rollout.slots import halves
 from opsd_jax.text.tokenizer import Message, Tokenizer
 
 _LEAK = 4  # shorter texts, such as a one-digit answer, stand in a question by chance
@@ -189,14 +190,38 @@ def _signal_warnings(readings: Sequence[Reading], objective: ObjectiveConfig, tr
 
 
 def layout_warnings(mesh: jax.sharding.Mesh, rollout: RolloutConfig) -> list[str]:
-  """Rows that the mesh cannot split evenly are computed whole on every device."""
-  parts, questions = row_shards(mesh), rollout.questions
-  if questions % parts == 0:
-    return []
-  return [
-    f'layout: {questions} questions do not divide over the {parts} row shards of the mesh, '
-    'so that every device computes them all; change rollout.questions or mesh.'
-  ]
+  """What the mesh cannot split evenly, and slots that save nothing."""
+  parts, questions, found = row_shards(mesh), rollout.questions, []
+  if questions % parts:
+    found.append(
+      f'layout: {questions} questions do not divide over the {parts} row shards of the mesh, '
+      'so that every device computes them all; change rollout.questions or mesh.'
+    )
+  if rollout.decode.slots is not None and rollout.engine.url is None:
+    found += _slot_warnings(1 if found else parts, rollout)
+  return found
+
+
+def _slot_warnings(parts: int, rollout: RolloutConfig) -> list[str]:
+  """Of slots that are split into `parts` groups."""
+  slots, rows = rollout.decode.slots, rollout.questions * rollout.per_question
+  each, found = -(-min(slots, rows) // parts), []
+  if slots >= rows:
+    found.append(
+      f'layout: rollout.decode.slots is {slots}, but an update has {rows} rollouts: no slot is ever filled '
+      'again, and every row copies its prompt; use fewer, or none.'
+    )
+  elif slots % parts:
+    found.append(
+      f'layout: rollout.decode.slots is {slots}, which does not divide over the {parts} row shards of the '
+      f'mesh and is rounded up to {each * parts}.'
+    )
+  if rollout.decode.compact and not halves(each):
+    found.append(
+      f'layout: rollout.decode.compact changes nothing with {each} slots on each of {parts} row shards: only '
+      'an even number above 4 is halved.'
+    )
+  return found
 
 
 def _leaks(reading: Reading) -> bool:

@@ -26,7 +26,7 @@ def empty(spec: ModelSpec, count: int, width: int, kind: Kind = 'compute') -> KV
 
 def pinned(cache: KV) -> KV:
   """The cache in its declared layout, without which it would be replicated."""
-  return jax.tree.map(lambda x: constrain(x, *rows.AXES[: x.ndim]), cache)
+  return jax.tree.map(lambda x: constrain(x, *rows.CACHE_AXES[: x.ndim]), cache)
 
 
 def write(cache: KV, new: KV, column: jax.Array) -> KV:

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from opsd_jax import mesh as meshes
 
-AXES = ('layers', 'batch', 'kv_heads', 'length', 'head_dim')
+CACHE_AXES = ('layers', 'batch', 'kv_heads', 'length', 'head_dim')
 
 
 def write(cache: Any, new: Any, column: jax.Array) -> Any:
@@ -48,7 +48,7 @@ def _on_each_device(function: Callable[..., Any], cache: Any, *others: Any) -> A
     return function(cache, *others)
 
   def where(x: jax.Array) -> PartitionSpec:
-    return meshes.partition(mesh, AXES[: x.ndim] if x.ndim > 1 else ('batch',), x.shape)
+    return meshes.partition(mesh, CACHE_AXES[: x.ndim] if x.ndim > 1 else ('batch',), x.shape)
 
   specs = jax.tree.map(where, (cache, *others))
   return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(cache, *others)

@@ -261,13 +261,18 @@ def run(sampler: Sampler, requests: Requests, state: State, compact: bool) -> St
   are left, as the shapes do.
   """
   widths = [state.slots.request.shape[1]]
-  while compact and not sampler.shared and widths[-1] % 2 == 0 and widths[-1] > _FEWEST:
+  while compact and not sampler.shared and halves(widths[-1]):
     widths.append(widths[-1] // 2)
   forever = jnp.iinfo(jnp.int32).max
   for fewer in [*widths[1:], 0]:
     state = go_on(sampler, requests, state, forever, idle=fewer)
     state = shrink(state, fewer) if fewer else state
   return state
+
+
+def halves(slots: int) -> bool:
+  """Whether so many slots of a group can become half as many, and that saves time."""
+  return slots % 2 == 0 and slots > _FEWEST
 
 
 _FEWEST = 4  # slots; below it a smaller matrix product takes no less time

@@ -1,12 +1,15 @@
-"""Warnings about what the views ask the two to begin with."""
+"""Warnings about what the views ask the two to begin with, and about what a layout wastes."""
 
 import dataclasses
 
+import jax
 import pytest
 
 from opsd_jax.analyze import preflight
 from opsd_jax.distill.config import ObjectiveConfig, ViewsConfig
+from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.records import Problem
+from opsd_jax.rollout.config import DecodeConfig, RolloutConfig
 from opsd_jax.text.tokenizer import TokenizerConfig, make_tokenizer
 from tests.experiments import real_text
 
@@ -44,3 +47,26 @@ def test_prompts_that_end_differently_by_mistake(folder):
   tokenizer = make_tokenizer(TokenizerConfig(path=str(folder)))
   config = ViewsConfig('{problem}:', '{problem} {solution}', student_tokens=99, teacher_tokens=99)
   assert MISMATCH in found(config, tokenizer)
+
+
+@pytest.mark.parametrize(
+  'data, questions, decode, said',
+  [
+    (2, 8, DecodeConfig(), []),
+    (2, 7, DecodeConfig(), ['7 questions do not divide over the 2 row shards']),
+    (2, 8, DecodeConfig(slots=16, compact=True), []),
+    (2, 8, DecodeConfig(slots=5), ['rounded up to 6']),
+    (2, 8, DecodeConfig(slots=8, compact=True), ['compact changes nothing with 4 slots on each of 2']),
+    (2, 8, DecodeConfig(slots=32), ['no slot is ever filled again']),
+    (
+      2,
+      7,
+      DecodeConfig(slots=13),
+      ['7 questions do not divide'],
+    ),  # and hence one group of any number of slots
+  ],
+)
+def test_what_a_layout_wastes(data, questions, decode, said):
+  mesh = make_mesh(MeshConfig(data, 1, 1), jax.devices()[:data])
+  found = preflight.layout_warnings(mesh, RolloutConfig(questions=questions, per_question=4, decode=decode))
+  assert len(found) == len(said) and all(text in line for text, line in zip(said, found, strict=True)), found
