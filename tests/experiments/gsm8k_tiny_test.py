@@ -28,11 +28,17 @@ def command(workdir: pathlib.Path, settings: tuple[str, ...]) -> list[str]:
   return tiny.command('train', workdir, settings, experiment='gsm8k_tiny')
 
 
-def killed_equals_whole(folder: pathlib.Path, settings: tuple[str, ...]) -> pathlib.Path:
-  """Runs once without and once with two kills; returns the folder of the first, after comparing them."""
-  whole, killed = folder / 'whole', folder / 'killed'
-  done = tiny.call(command(whole, settings))
+@pytest.fixture(scope='module')
+def whole(settings, tmp_path_factory):
+  """A run that nothing interrupted."""
+  folder = tmp_path_factory.mktemp('whole') / 'run'
+  done = tiny.call(command(folder, settings))
   assert done.returncode == 0, done.stderr
+  return folder
+
+
+def killed_equals(whole: pathlib.Path, killed: pathlib.Path, settings: tuple[str, ...]) -> None:
+  """Runs into `killed` with two kills, and compares."""
   for moment in (lambda: lines(killed) >= 3, lambda: lines(killed) >= 13):
     assert start_and_kill(killed, moment, command(killed, settings))
   done = tiny.call(command(killed, settings))
@@ -43,15 +49,14 @@ def killed_equals_whole(folder: pathlib.Path, settings: tuple[str, ...]) -> path
     assert (killed / 'rollouts' / path.name).read_text() == path.read_text()
   ours, theirs = (json.loads((f / 'results.json').read_text()) for f in (killed, whole))
   assert ours | {'seconds': 0} == theirs | {'seconds': 0}
-  return whole
 
 
-@pytest.fixture(scope='module')
-def whole(settings, tmp_path_factory):
-  return killed_equals_whole(tmp_path_factory.mktemp('small'), settings)
+@pytest.mark.slow  # what a kill may break is in `resume_test`, on a smaller model
+def test_a_killed_run_equals_the_uninterrupted_one(whole, settings, tmp_path):
+  killed_equals(whole, tmp_path / 'killed', settings)
 
 
-def test_a_killed_run_equals_the_uninterrupted_one(whole):
+def test_a_run_has_a_report(whole):
   assert (whole / 'report.html').exists()
 
 
@@ -124,7 +129,10 @@ def test_real_questions_and_a_real_tokenizer(data_root, tmp_path):
 @pytest.mark.data
 @pytest.mark.slow
 def test_a_killed_run_on_real_files_equals_the_uninterrupted_one(data_root, tmp_path):
-  killed_equals_whole(tmp_path, real_settings(data_root))
+  whole, settings = tmp_path / 'whole', real_settings(data_root)
+  done = tiny.call(command(whole, settings))
+  assert done.returncode == 0, done.stderr
+  killed_equals(whole, tmp_path / 'killed', settings)
 
 
 # --- Bad input: one clear line before anything is compiled.

@@ -31,6 +31,7 @@ def whole(tmp_path_factory) -> pathlib.Path:
   return folder
 
 
+@pytest.mark.slow  # as a run of all weights does, which `resume_test` kills at six moments
 def test_a_killed_run_equals_the_uninterrupted_one(whole, tmp_path):
   folder = tmp_path / 'killed'
   command = tiny.command('train', folder, SETTINGS)

@@ -41,7 +41,7 @@ def prompts(width, seed):
   )
 
 
-QUICKLY = ('qwen2', 'gemma3_text')  # between them they have every part
+QUICKLY = ('gemma3_text',)  # has every part but the biases of qwen2
 
 
 @pytest.mark.parametrize(
