@@ -72,6 +72,10 @@ def test_the_default_experiment_is_valid():
     (['evaluate.batch=0'], ['evaluate.batch is 0']),
     (['lora.rank=-1'], ['lora.rank is -1']),
     (['lora.rank=4', 'lora.targets=q_proj,lm_head'], ["lora.targets has 'lm_head'"]),
+    (['weigh.kind=renyo'], ["weigh.kind is 'renyo'", "'renio'"]),
+    (['weigh.kind=renio', 'weigh.scope=micro', 'weigh.micro=7'], ['weigh.micro is 7', '64 samples']),
+    (['objective.estimator=reward_topk'], ['objective.divergence=reverse_kl']),
+    (['objective.support=intersection', 'objective.k=4'], ['objective.estimator=reward_topk']),
     (['weights.path=/nowhere'], ["weights.path is '/nowhere'", 'no folder']),
   ],
 )
