@@ -287,6 +287,14 @@ def test_chunks_change_nothing(chunk_tokens):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), chunked(chunk_tokens), chunked(1024))
 
 
+def test_the_backward_pass_ranks_nothing_again():
+  student, teacher = (jnp.asarray(random_logits(seed, 1, 4)) for seed in (0, 1))
+  program = jax.make_jaxpr(jax.grad(lambda x: compare(x, teacher, make_config(chunk_tokens=2))[0].sum()))(
+    student
+  )
+  assert str(program).count('top_k[') == 2
+
+
 # --- What is reported.
 
 
