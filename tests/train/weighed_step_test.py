@@ -100,7 +100,7 @@ def update(where, micro_batches=1, objective='divergence', config=RENIO, order=N
   ('where', 'micro_batches', 'objective'),
   [
     ('two', 4, 'divergence'),
-    ('cube', 2, 'divergence'),
+    pytest.param('cube', 2, 'divergence', marks=slow),
     ('cube', 4, 'rewards'),
     pytest.param('one', 2, 'divergence', marks=slow),
     pytest.param('one', 4, 'divergence', marks=slow),
