@@ -17,9 +17,10 @@ from opsd_jax.data import cleaning, index, source
 from opsd_jax.data.config import DataConfig
 from opsd_jax.data.source import Splits
 from opsd_jax.distill import config as distill_room
-from opsd_jax.distill import views
+from opsd_jax.distill import views, weigh_config
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.distill.packing import run_width
+from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.evaluate import against, retention
 from opsd_jax.evaluate import config as evaluate_room
 from opsd_jax.evaluate.config import EvaluateConfig
@@ -80,6 +81,7 @@ class Experiment:
   rollout: RolloutConfig = RolloutConfig()
   teacher: TeacherConfig = TeacherConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
+  weigh: WeighConfig = WeighConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
   cold_start: ColdStartConfig = ColdStartConfig()
@@ -91,7 +93,7 @@ class Experiment:
 
 
 # What a control may change. The rest is shared with the main run: its cold start, its data, its test.
-CONTROLLABLE = ('views.teacher', 'teacher.', 'objective.', 'optimizer.', 'rollout.', 'loop.')
+CONTROLLABLE = ('views.teacher', 'teacher.', 'objective.', 'weigh.', 'optimizer.', 'rollout.', 'loop.')
 _RESERVED = (
   'base',
   'teacher_view',
@@ -137,6 +139,8 @@ def validate(experiment: Experiment) -> None:
   rollout_room.validate(experiment.rollout, tokenizer_size)
   distill_room.validate_teacher(experiment.teacher)
   distill_room.validate_objective(experiment.objective, tokenizer_size)
+  rollouts = experiment.rollout.questions * experiment.rollout.per_question
+  weigh_config.validate(experiment.weigh, rollouts)
   train_room.validate_optimizer('optimizer', experiment.optimizer)
   train_room.validate_loop(experiment.loop, _widest(experiment))
   train_room.validate_cold_start(experiment.cold_start)
@@ -293,6 +297,7 @@ def assemble(
     rollout=e.rollout,
     teacher=e.teacher,
     objective=e.objective,
+    weigh=e.weigh,
     optimizer=e.optimizer,
     loop=e.loop,
     cold_start=e.cold_start,

@@ -72,6 +72,10 @@ def test_the_default_experiment_is_valid():
     (['evaluate.batch=0'], ['evaluate.batch is 0']),
     (['lora.rank=-1'], ['lora.rank is -1']),
     (['lora.rank=4', 'lora.targets=q_proj,lm_head'], ["lora.targets has 'lm_head'"]),
+    (['weigh.kind=renyo'], ["weigh.kind is 'renyo'", "'renio'"]),
+    (['weigh.kind=renio', 'weigh.scope=micro', 'weigh.micro=7'], ['weigh.micro is 7', '64 samples']),
+    (['objective.estimator=reward_topk'], ['objective.divergence=reverse_kl']),
+    (['objective.support=intersection', 'objective.k=4'], ['objective.estimator=reward_topk']),
     (['weights.path=/nowhere'], ["weights.path is '/nowhere'", 'no folder']),
   ],
 )
@@ -219,7 +223,7 @@ def test_build_makes_the_workbench():
   made |= {'retention', 'cleaning'}
   rooms = {f.name for f in dataclasses.fields(setup)} - made
   assert all(getattr(setup, room) == getattr(changed(*SHRUNK), room) for room in rooms)
-  assert len(rooms) == 14
+  assert len(rooms) == 15
 
 
 def test_training_problems_are_checked_against_whole_benchmarks_and_what_is_tracked(tmp_path):

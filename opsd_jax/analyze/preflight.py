@@ -166,11 +166,16 @@ def _thinking_warnings(config: ViewsConfig, tokenizer: Tokenizer) -> list[str]:
 
 
 def _signal_warnings(readings: Sequence[Reading], objective: ObjectiveConfig, trained: bool) -> list[str]:
+  found = []
+  if objective.estimator == 'reward_topk' and objective.k == 1:
+    found.append(
+      'one reward: objective.k is 1, so that the only reward is that of the most probable token, whose '
+      'gradient is biased; the published runs take 16.'
+    )
   leaked = sum(_leaks(r) for r in readings)
   gain = float(np.mean([r.gain for r in readings]))
   same = all(r.student_ids == r.teacher_ids for r in readings)
   equal_temperatures = objective.student_temperature == objective.teacher_temperature
-  found = []
   if leaked:
     found.append(
       f'leak: {leaked} of {len(readings)} student prompts hold the solution or a text of data.fields.meta; '
@@ -277,7 +282,7 @@ def _token_kv(spec: ModelSpec, decode: DecodeConfig) -> int:
 
 def _logits(objective: ObjectiveConfig, rows: int, width: int, vocab: int) -> int:
   """Logits of one model that exist at a time, as `chunked` cuts them; the fused kernels hold fewer."""
-  if objective.mode == 'speed':
+  if objective.mode == 'speed' or objective.estimator == 'reward_topk':
     return rows * chunks.chunk_size(rows, width, objective.chunk_tokens) * vocab
   return rows * width * tiles.width(rows * width, vocab, objective.chunk_tokens)
 

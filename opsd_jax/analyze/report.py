@@ -10,7 +10,7 @@ from opsd_jax import files
 from opsd_jax.analyze import curves, page, table, viewer
 from opsd_jax.analyze.runs import Arm, Run, flatten, label, read_run
 
-_PHASES = ('rollout', 'student', 'teacher')  # of an update, as the ledger names them
+_PHASES = ('rollout', 'student', 'teacher', 'weigh')  # of an update, as the ledger names them
 
 
 def write_report(workdir: str | os.PathLike) -> str:

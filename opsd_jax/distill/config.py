@@ -1,13 +1,18 @@
 """The choices that make a distillation method."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from kernels.linear_divergence import api as divergence
 from kernels.linear_divergence import reference
 from kernels.linear_divergence.spec import MODES, Kind, Mode, Support, Tail
 from opsd_jax.config import ConfigError, require, require_choice
 from opsd_jax.distill import wording
+
+Estimator = Literal['divergence', 'reward_topk']
+Overlap = Literal['intersection', 'symmetric_difference']  # supports that rewards alone have
+Share = Literal['student_p', 'teacher_p', 'none']
+REWARD_SUPPORTS = ('student_topk', 'teacher_topk', 'union', *get_args(Overlap))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +78,19 @@ class ObjectiveConfig:
   with weight `beta` on the teacher (OPSD, paper Eq. 7).
 
   Attributes:
+    estimator: `divergence`, between two distributions and differentiated as it stands; or `reward_topk`: a
+      detached reward for each entry of the support, and the policy gradient of all of them
+      (`distill.topk_reward`), which is of `divergence=reverse_kl`.
     divergence: `forward_kl`, `reverse_kl`, `both_kl` (mixed by `beta`) or `jsd`.
     beta: the teacher's weight in the JSD mixture, or the forward KL's in both, strictly between 0 and 1.
     support: `full` vocabulary, `teacher_topk`, `student_topk`, the `union` of these, or the `sampled` token
       alone (an estimate of the full divergence and of its gradient, for rollouts drawn from the student
-      at `student_temperature`).
+      at `student_temperature`). Rewards may also take the `intersection` of the two top-ks, or what is
+      one's alone, the `symmetric_difference`.
     k: size of a top-k support, 0 with `full` and `sampled`.
     tail: `renormalise` both distributions on the top-k, or add a `bucket` for the rest.
+    reward_weights: what a reward is weighed by: the student's probability, renormalised on the support
+      (`student_p`), the teacher's (`teacher_p`, which is no forward KL), or all alike (`none`).
     student_temperature: divides the student's logits in the loss.
     teacher_temperature: divides the teacher's logits in the loss.
     entry_clip_min: lower bound on each vocabulary entry's contribution, before the sum.
@@ -98,11 +109,13 @@ class ObjectiveConfig:
       objective is taken; none lets it choose.
   """
 
+  estimator: Estimator = 'divergence'
   divergence: Kind = 'forward_kl'
   beta: float = 0.5
-  support: Support = 'full'
+  support: Support | Overlap = 'full'
   k: int = 0
   tail: Tail = 'renormalise'
+  reward_weights: Share = 'student_p'
   student_temperature: float = 1.0
   teacher_temperature: float = 1.0
   entry_clip_min: float | None = None
@@ -143,19 +156,9 @@ def implementations(config: ObjectiveConfig) -> tuple[str, ...] | None:
 
 
 def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
-  """Raises `ConfigError` for a divergence that is not defined or not computable."""
-  try:
-    reference.validate(divergence_spec(config, vocab), vocab)
-  except ValueError as error:
-    raise ConfigError(f'objective: {str(error).replace("kind=", "objective.divergence=")}') from error
-  for name in implementations(config) or ():
-    require_choice('objective.implementation', name, divergence.IMPLEMENTATIONS)
-  lacking = divergence.explain(divergence_spec(config, vocab), implementation=implementations(config))
-  require(
-    any(choice.lacks is None for choice in lacking),
-    f'objective.implementation is {config.implementation}, but '
-    f'{"; ".join(f"{choice.name} lacks {choice.lacks}" for choice in lacking)}. Add chunked, or use none.',
-  )
+  """Raises `ConfigError` for an objective that is not defined, not sound or not computable."""
+  require_choice('objective.estimator', config.estimator, get_args(Estimator))
+  {'divergence': _validate_divergence, 'reward_topk': _validate_reward}[config.estimator](config, vocab)
   require(
     config.token_clip is None or config.token_clip > 0,
     f'objective.token_clip is {config.token_clip}; it must be positive, or none.',
@@ -172,6 +175,62 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
   )
   require_choice('objective.mode', config.mode, MODES)
   require(config.chunk_tokens > 0, f'objective.chunk_tokens is {config.chunk_tokens}; it must be positive.')
+
+
+def _validate_divergence(config: ObjectiveConfig, vocab: int) -> None:
+  require(
+    config.support not in get_args(Overlap),
+    f'objective.support is {config.support}, which rewards alone have; set objective.estimator=reward_topk '
+    'and objective.divergence=reverse_kl.',
+  )
+  require(
+    config.reward_weights == 'student_p',
+    f'objective.reward_weights is {config.reward_weights}, but there are no rewards; set '
+    'objective.estimator=reward_topk, or leave it out.',
+  )
+  _validate_spec(divergence_spec(config, vocab), vocab)
+  for name in implementations(config) or ():
+    require_choice('objective.implementation', name, divergence.IMPLEMENTATIONS)
+  lacking = divergence.explain(divergence_spec(config, vocab), implementation=implementations(config))
+  require(
+    any(choice.lacks is None for choice in lacking),
+    f'objective.implementation is {config.implementation}, but '
+    f'{"; ".join(f"{choice.name} lacks {choice.lacks}" for choice in lacking)}. Add chunked, or use none.',
+  )
+
+
+def _validate_reward(config: ObjectiveConfig, vocab: int) -> None:
+  """Of the pairs of a divergence and a gradient, only a sound one goes by this name."""
+  require(
+    config.divergence == 'reverse_kl',
+    f'objective.divergence is {config.divergence}, but the rewards of objective.estimator=reward_topk are of '
+    'the reverse KL: their policy gradient is of no other. Set objective.divergence=reverse_kl.',
+  )
+  require(
+    config.support in REWARD_SUPPORTS,
+    f'objective.support is {config.support}, but objective.estimator=reward_topk needs one of '
+    f'{", ".join(REWARD_SUPPORTS)}. For the sampled token alone or the full vocabulary set '
+    'objective.estimator=divergence.',
+  )
+  require_choice('objective.reward_weights', config.reward_weights, get_args(Share))
+  unused = {'tail': 'renormalise', 'mode': 'memory', 'implementation': None}
+  unused |= dict.fromkeys(('entry_clip_min', 'entry_clip_max', 'token_clip'))
+  for name, default in unused.items():
+    require(
+      getattr(config, name) == default,
+      f'objective.{name} is {getattr(config, name)}, which objective.estimator=reward_topk does not have; '
+      'leave it out.',
+    )
+  # What is asked of k, temperatures and soft-caps is asked of every top-k.
+  spec = dataclasses.replace(divergence_spec(config, vocab), support='student_topk')
+  _validate_spec(spec, vocab)
+
+
+def _validate_spec(spec: divergence.DivergenceSpec, vocab: int) -> None:
+  try:
+    reference.validate(spec, vocab)
+  except ValueError as error:
+    raise ConfigError(f'objective: {str(error).replace("kind=", "objective.divergence=")}') from error
 
 
 def validate_teacher(config: TeacherConfig) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.linear_divergence import api as divergence
+from opsd_jax.distill import topk_reward
 from opsd_jax.distill.config import ObjectiveConfig, divergence_spec, implementations
 from opsd_jax.mesh import RULES
 from opsd_jax.models.spec import ModelSpec
@@ -46,18 +47,20 @@ def compare(
     teacher_hidden: [B, T, D'], constant.
     teacher_head: [V, D'], constant; None for the student's own head, held constant.
     tokens: int32 [B, T], sampled ids.
-    config: the divergence.
+    config: the divergence, or the rewards of a top-k.
     valid_vocab: ids at and beyond it are padding of the head.
     softcap: `final_softcap` of the model, which is student and teacher.
     weights: [B, T], what the losses will be multiplied by; `speed` is slower without them.
   """
+  arrays = (student_hidden, student_head, teacher_hidden, teacher_head, tokens)
+  spec = divergence_spec(config, valid_vocab, softcap)
+  if config.estimator == 'reward_topk':
+    settings = dict(chunk_tokens=config.chunk_tokens, statistics=config.statistics)
+    rewarded = topk_reward.compare(*arrays, spec, config.reward_weights, **settings)
+    return rewarded.loss, rewarded
   out = divergence.linear_divergence(
-    student_hidden,
-    student_head,
-    teacher_hidden,
-    teacher_head,
-    tokens,
-    divergence_spec(config, valid_vocab, softcap),
+    *arrays,
+    spec,
     chunk_tokens=config.chunk_tokens,
     mode=config.mode,
     weights=weights,
@@ -78,6 +81,8 @@ def served_by(config: ObjectiveConfig, model: ModelSpec, valid_vocab: int) -> st
     model: of student and teacher; its types and sizes decide, too.
     valid_vocab: ids at and beyond it are padding of the head.
   """
+  if config.estimator == 'reward_topk':
+    return 'rewards of the top-k, with the logits of a chunk of positions at a time'
   hidden = jax.ShapeDtypeStruct((1, 1, model.embed_dim), model.dtype)
   head = jax.ShapeDtypeStruct((model.vocab_size, model.embed_dim), 'float32')
   choices = divergence.explain(
@@ -115,5 +120,7 @@ def statistics(
     'clip_fallback': out.clip_fallback,
     'logp_gap': None if out.student_logp is None else jnp.abs(out.student_logp - raw_logp),
   }
+  if isinstance(out, topk_reward.Rewarded):
+    per_token |= topk_reward.overlaps(out)
   known = {name: value for name, value in per_token.items() if value is not None}
   return {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in known.items()}

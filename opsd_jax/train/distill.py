@@ -17,7 +17,7 @@ from opsd_jax import files
 from opsd_jax import mesh as meshes
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.data.source import problems_of_update
-from opsd_jax.distill import packing, scoring, teachers, views
+from opsd_jax.distill import packing, scoring, teachers, views, weighing
 from opsd_jax.evaluate import accuracy as accuracies
 from opsd_jax.evaluate import retention
 from opsd_jax.grade import grading
@@ -27,7 +27,7 @@ from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
 from opsd_jax.rollout.engine import client
 from opsd_jax.rollout.source import Rollouts
-from opsd_jax.train import ledger, loop, parity, state, step
+from opsd_jax.train import ledger, loop, parity, samples, state, step
 from opsd_jax.train.config import parse_budget
 from opsd_jax.train.setup import Setup
 
@@ -90,6 +90,7 @@ def _make_update(
   with_head = setup.teacher.kind == 'frozen' and base is None
   frozen_head = model.head(spec, initial) if with_head else None
   rollouts = source(setup)
+  weigh = samples.make_weigher(setup, score)
 
   def update(weights: state.TrainState, number: int):
     began = time.monotonic()
@@ -97,13 +98,16 @@ def _make_update(
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
     placed = meshes.shard_rows(setup.mesh, prompts)
     drawn = roll_out(setup, rollouts, complete(weights.params), prompts, number)
-    sampled = drawn.rollout
-    rollout = meshes.shard_rows(setup.mesh, sampled)
     rolled = time.monotonic()
 
+    graded = grade(setup, problems, drawn.rollout)
+    # What is left out has no tokens from here on.
+    sampled = weighing.without(drawn.rollout, weighing.kept(setup.weigh, graded))
+    rollout = meshes.shard_rows(setup.mesh, sampled)
+
     seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
-    trees = complete(weights.teacher), complete(weights.params)
-    teacher = teachers.params_for(setup.teacher, initial, *trees)
+    student = complete(weights.params)
+    teacher = teachers.params_for(setup.teacher, initial, complete(weights.teacher), student)
     plan = packing.plan(
       prompts,
       seen,
@@ -114,35 +118,40 @@ def _make_update(
     )
     laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
     scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
-    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out)
-    report = meshes.host(report)
+    weighed = weigh(student, teacher, placed, rollout, scores, laid_out)
+    factors = None if weighed is None else weighed.values
+    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out, factors)
+    weighed, report = meshes.host((weighed, report))
 
-    graded = grade(setup, problems, sampled)
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
-      show_rollouts(setup, folder, number + 1, problems, sampled, graded, report.token_loss)
-    spent = entries(setup, prompts, seen, drawn, plan)
+      show_rollouts(setup, folder, number + 1, problems, drawn.rollout, graded, report.token_loss)
+    spent = entries(setup, prompts, seen, drawn, sampled, plan)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
-    metrics = describe(report, sampled, graded) | compare_programs(setup, label, report, sampled, number)
+    metrics = describe(report, drawn.rollout, graded)
+    metrics |= compare_programs(setup, label, report, sampled, number)
+    metrics |= samples.describe(setup.weigh, weighed, sampled, graded)
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 
   return update
 
 
 def entries(
-  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], drawing: Sampled, plan: Plan
+  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], drawing: Sampled, sampled: Rollout, plan: Plan
 ) -> ledger.Ledger:
-  """What an update took: the rollouts, the student's loss and every view of the teacher."""
-  spec, adapters, sampled = setup.spec, lora.size(setup.lora, setup.spec), drawing.rollout
+  """What an update took: the rollouts; and of the `sampled` ones that were kept, the student's loss, every
+  view of the teacher and the weights.
+  """
+  spec, adapters = setup.spec, lora.size(setup.lora, setup.spec)
   drawn = ledger.sampled_positions(prompts, drawing)
-  spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters, drawn)
+  spent = ledger.rollout_entry(spec, prompts.length, drawing.rollout.length, adapters, drawn)
   read = ledger.read_positions(plan, plan.student, prompts, sampled)
   spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
   worn = 0 if setup.teacher.kind == 'frozen' else adapters
   for view, how in zip(seen, plan.teacher, strict=True):
     read = ledger.read_positions(plan, how, view, sampled)
     spent += ledger.teacher_entry(spec, view.length, sampled.length, worn, read)
-  return spent
+  return spent + samples.entry(setup, prompts, sampled, plan)
 
 
 def source(setup: Setup) -> Rollouts:
@@ -201,13 +210,13 @@ def compare_programs(
 
 
 def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
-  """Verdicts on the rollouts: a metric here, no part of the loss."""
+  """Verdicts on the rollouts: a metric, and part of the loss with `weigh.keep` alone."""
   answers = [p.answer for p in problems for _ in range(setup.rollout.per_question)]
   return grading.grade(accuracies.decode_rollout(sampled, setup.tokenizer), answers, setup.grade)
 
 
 def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[str, float]:
-  """Scalars of an update; means are over its sampled tokens or its rollouts."""
+  """Scalars of an update; means are over the tokens that it trained on, or over all its rollouts."""
   metrics = {'loss': float(report.loss)} | {k: float(v) for k, v in report.norms.items()}
   tokens = max(int(report.tokens), 1)
   metrics |= {name: float(total / tokens) for name, total in report.sums.items()}

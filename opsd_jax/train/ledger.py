@@ -9,7 +9,7 @@ from opsd_jax.models.flops import attention_flops, computed_flops, forward_flops
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Plan, Prompts, Reading, Rollout, Sampled
 
-PHASES = ('rollout', 'student', 'teacher')
+PHASES = ('rollout', 'student', 'teacher', 'weigh')
 
 _BACKWARD = 3  # forward and backward together, in forwards
 
@@ -22,39 +22,49 @@ class Ledger:
     sampled: completion tokens drawn, EOS included.
     scored_student: completion tokens that the student was trained on.
     scored_teacher: completion tokens that the teacher scored, over all views.
+    scored_weigh: completion tokens that the student read once more, for the weights of samples.
     prompt_sampler: prompt tokens prefilled for sampling, once a question.
     prompt_student: prompt tokens read for the student's loss, once a question.
     prompt_teacher: prompt tokens read by the teacher, once a question and view.
+    prompt_weigh: prompt tokens read with these, once a question.
     flops: model FLOPs of all that: forwards, and three forwards where gradients are taken, without what
       gradients of frozen weights would take.
     positions_rollout: positions computed by the sampler, padding and rows that had ended among them.
     positions_student: positions computed for the student's loss, padding among them.
     positions_teacher: positions computed for the teacher, padding among them.
+    positions_weigh: positions computed for the weights of samples, padding among them.
     needed_rollout: the part of `flops` that is the sampler's, where `spent_rollout` is known too.
     needed_student: the part that is the student's, likewise.
     needed_teacher: the part that is the teacher's, likewise.
+    needed_weigh: the part that the weights of samples took: the student's pass, the teacher's LM head again.
     spent_rollout: FLOPs of the positions computed by the sampler, masked attention among them.
     spent_student: the same of the student, and what is computed again for its gradients (`model.remat`);
       not what the divergence computes again.
     spent_teacher: the same of the teacher.
+    spent_weigh: the same for the weights of samples.
   """
 
   sampled: int = 0
   scored_student: int = 0
   scored_teacher: int = 0
+  scored_weigh: int = 0
   prompt_sampler: int = 0
   prompt_student: int = 0
   prompt_teacher: int = 0
+  prompt_weigh: int = 0
   flops: int = 0
   positions_rollout: int = 0
   positions_student: int = 0
   positions_teacher: int = 0
+  positions_weigh: int = 0
   needed_rollout: int = 0
   needed_student: int = 0
   needed_teacher: int = 0
+  needed_weigh: int = 0
   spent_rollout: int = 0
   spent_student: int = 0
   spent_teacher: int = 0
+  spent_weigh: int = 0
 
   def __add__(self, other: 'Ledger') -> 'Ledger':
     names = [f.name for f in dataclasses.fields(self)]
@@ -193,6 +203,37 @@ def teacher_entry(
   if computed is None:
     return tokens
   return tokens + _computed('teacher', flops, computed.positions, computed.forward(spec, adapters))
+
+
+def weigh_entry(
+  spec: ModelSpec,
+  prompt_length: np.ndarray,
+  length: np.ndarray,
+  adapters: int,
+  computed: Computed,
+  *,
+  student: bool,
+  teacher: ModelSpec | None,
+) -> Ledger:
+  """Weighing the samples, before any gradient.
+
+  Args:
+    spec: the student's shape.
+    prompt_length: int [Q].
+    length: int [B].
+    adapters: number of the student's.
+    computed: what the student goes through in a pass.
+    student: whether it takes one.
+    teacher: whose hidden states meet the LM head once more for it; None for nobody's.
+  """
+  prompts, completions = np.asarray(prompt_length), np.asarray(length).reshape(len(prompt_length), -1)
+  count, head = int(completions.sum()), 0 if teacher is None else 2 * teacher.vocab_size * teacher.embed_dim
+  needed, spent, positions, tokens = head * count, head * computed.projected, 0, Ledger()
+  if student:
+    needed += _read_flops(spec, prompts, completions, adapters)
+    spent += computed.forward(spec, adapters)
+    positions, tokens = computed.positions, Ledger(scored_weigh=count, prompt_weigh=int(prompts.sum()))
+  return tokens + Ledger(flops=needed) + _computed('weigh', needed, positions, spent)
 
 
 def _computed(phase: str, needed: int, positions: int, spent: int) -> Ledger:

@@ -10,6 +10,7 @@ from opsd_jax.checkpoint.config import CheckpointConfig
 from opsd_jax.data.config import DataConfig
 from opsd_jax.data.source import Splits
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
+from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.evaluate.accuracy import Exam
 from opsd_jax.evaluate.config import EvaluateConfig
 from opsd_jax.evaluate.retention import RetentionSet
@@ -48,6 +49,7 @@ class Setup:
   rollout: RolloutConfig
   teacher: TeacherConfig
   objective: ObjectiveConfig
+  weigh: WeighConfig
   optimizer: OptimizerConfig
   loop: LoopConfig
   cold_start: ColdStartConfig

@@ -76,12 +76,15 @@ def make_distill_step(
   layout: TrainState | None = None,
   adapters: LoraConfig = LoraConfig(),
 ) -> Callable[..., tuple[TrainState, StepReport]]:
-  """Compiles `(state, prompts, rollout, scores, frozen_head, base=None, plan=None) -> (state, report)`.
+  """Compiles the update `(state, prompts, rollout, scores, frozen_head, ...) -> (state, report)`.
+
+  After these come `base=None`, `plan=None` and `sample_weights=None`.
 
   The state is donated, so the head of an EMA or live teacher is taken from it inside the program;
   `frozen_head` is [V, D] for a frozen teacher, else None. `layout` holds the state's shardings, which
   the new state keeps; None leaves them to the compiler. There must be one teacher view. `plan` is the
-  one that the scores were made by; None for all positions in one micro-batch.
+  one that the scores were made by; None for all positions in one micro-batch. `sample_weights` [B], of
+  the global batch, multiply the weights of each sample's tokens; None for 1.
 
   With `adapters` the state's parameters are those alone and `base` is what they stand beside: an
   argument that is neither donated nor differentiated. Student and teacher then share its head, and
@@ -115,6 +118,7 @@ def make_distill_step(
     frozen_head,
     base=None,
     plan: Plan | None = None,
+    sample_weights: jax.Array | None = None,
   ):
     if scores.hidden.shape[0] != 1:
       raise ValueError(
@@ -122,7 +126,7 @@ def make_distill_step(
       )
     plan = scoring.everything(prompts, rollout) if plan is None else plan
     inputs = reading.prepare(plan.student, plan.origin.shape[0], prompts, rollout)
-    tokens = _planned(rollout, plan.origin, config.reduction)
+    tokens = _planned(rollout, plan.origin, config.reduction, sample_weights)
     averaged = teacher.kind == 'ema' and not adapters.rank
     teacher_head = model.head(spec, state.teacher) if averaged else frozen_head
     if teacher_head is not None:
@@ -146,9 +150,13 @@ class _Tokens(NamedTuple):
   real: jax.Array
 
 
-def _planned(rollout: Rollout, origin: jax.Array, reduction: str) -> _Tokens:
+def _planned(
+  rollout: Rollout, origin: jax.Array, reduction: str, sample_weights: jax.Array | None
+) -> _Tokens:
   """What is known of each planned token before the student reads it."""
   weights = objective.token_weights(rollout.length, rollout.ids.shape[1], reduction)
+  if sample_weights is not None:
+    weights = weights * sample_weights[:, None]
   known = _Tokens(rollout.ids, weights, rollout.raw_logp, rollout.mask)
   return _Tokens(*(reading.gather(x, origin) for x in known))
 

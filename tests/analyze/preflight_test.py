@@ -23,11 +23,11 @@ def folder(tmp_path_factory):
   return real_text.write_tokenizer(tmp_path_factory.mktemp('tokenizer'))
 
 
-def found(config, tokenizer):
+def found(config, tokenizer, objective=ObjectiveConfig()):
   student, teacher = (preflight.views.prompt(config, PROBLEM, role, tokenizer) for role in preflight.ROLES)
   ids = (tokenizer.encode_template(text) for text in (student, teacher))
   reading = preflight.Reading(PROBLEM, student, teacher, *ids, [1], 1, -1.0, -1.0)
-  return ' '.join(preflight.warnings([reading], config, tokenizer, ObjectiveConfig(), trained=False))
+  return ' '.join(preflight.warnings([reading], config, tokenizer, objective, trained=False))
 
 
 def test_the_preset_is_no_mistake(folder):
@@ -70,3 +70,12 @@ def test_what_a_layout_wastes(data, questions, decode, said):
   mesh = make_mesh(MeshConfig(data, 1, 1), jax.devices()[:data])
   found = preflight.layout_warnings(mesh, RolloutConfig(questions=questions, per_question=4, decode=decode))
   assert len(found) == len(said) and all(text in line for text, line in zip(said, found, strict=True)), found
+
+
+@pytest.mark.parametrize(
+  ('estimator', 'k', 'warns'), [('reward_topk', 1, True), ('reward_topk', 2, False), ('divergence', 1, False)]
+)
+def test_a_single_reward_is_biased(folder, estimator, k, warns):
+  objective = ObjectiveConfig(estimator, divergence='reverse_kl', support='student_topk', k=k)
+  told = found(VIEWS, make_tokenizer(TokenizerConfig(path=str(folder))), objective)
+  assert ('objective.k is 1' in told) == warns

@@ -129,6 +129,25 @@ def test_an_update_adds_up():
   )
 
 
+def test_weighing_costs_the_teachers_head_again_and_the_students_pass():
+  read = ledger.Computed(positions=30, pairs=90, projected=24)
+  wide = dataclasses.replace(SPEC, embed_dim=8)
+  head = ledger.weigh_entry(SPEC, PROMPTS, COMPLETIONS, 0, read, student=False, teacher=wide)
+  assert head == Ledger(flops=10 * 2 * 7 * 8, needed_weigh=10 * 2 * 7 * 8, spent_weigh=24 * 2 * 7 * 8)
+  own = ledger.weigh_entry(SPEC, PROMPTS, COMPLETIONS, 0, read, student=True, teacher=None)
+  assert own == Ledger(
+    scored_weigh=10,
+    prompt_weigh=5,
+    flops=READING,
+    positions_weigh=30,
+    needed_weigh=READING,
+    spent_weigh=read.forward(SPEC, 0),
+  )
+  both = ledger.weigh_entry(SPEC, PROMPTS, COMPLETIONS, 100, read, student=True, teacher=wide)
+  assert both.flops == READING + head.flops + 2 * 100 * 13  # 2 + 1 + 10 tokens meet the adapters.
+  assert ledger.weigh_entry(SPEC, PROMPTS, COMPLETIONS, 0, read, student=False, teacher=None) == Ledger()
+
+
 def test_counts_are_whole_python_numbers():
   # They are written as JSON and outgrow 64 bits in no run.
   entry = ledger.rollout_entry(SPEC, PROMPTS.astype(np.int32), COMPLETIONS.astype(np.int32))

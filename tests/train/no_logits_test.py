@@ -13,8 +13,9 @@ import pytest
 
 from kernels import tiles
 from kernels.linear_divergence import tpu_backward
-from opsd_jax.distill import packing, scoring
+from opsd_jax.distill import packing, scoring, weighing
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
+from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
@@ -92,8 +93,12 @@ def test_the_compiled_update_holds_a_tile_of_logits(kind, choices):
   assert max(found) <= 64 * VOCAB
 
 
-def test_the_fast_update_holds_one_chunk_of_logits():
-  objective = ObjectiveConfig(chunk_tokens=64, implementation='chunked', mode='speed')
+REWARDS = dict(estimator='reward_topk', divergence='reverse_kl', support='union', k=8)
+
+
+@pytest.mark.parametrize('choices', [dict(implementation='chunked', mode='speed'), REWARDS])
+def test_the_fast_update_and_that_of_rewards_hold_one_chunk_of_logits(choices):
+  objective = ObjectiveConfig(chunk_tokens=64, **choices)
   found = sizes(traced(objective).lower().compile(QUICK).as_text())
   assert 64 * VOCAB in found, 'the chunk of logits should be seen'
   assert max(found) <= 64 * VOCAB
@@ -102,6 +107,19 @@ def test_the_fast_update_holds_one_chunk_of_logits():
 def test_micro_batches_hold_no_more():
   objective = ObjectiveConfig(chunk_tokens=64, implementation='chunked')
   assert max(sizes(traced(objective, micro_batches=2).lower().compile(QUICK).as_text())) <= 64 * VOCAB
+
+
+def test_sample_weights_hold_one_chunk_of_logits():
+  prompts, rollout = batch()
+  params = model.abstract_params(SPEC, one_device())
+  plan = packing.everything(QUESTIONS, 1, WIDTH)
+  scores = jax.eval_shape(functools.partial(scoring.score_teacher, SPEC), params, (prompts,), rollout, plan)
+  hidden = jax.ShapeDtypeStruct(scores.hidden.shape[1:], scores.hidden.dtype)
+  both = (hidden, model.head(SPEC, params))
+  settings = dict(temperatures=(1, 1), softcaps=(None, None), valid_vocab=VOCAB - 7, chunk_tokens=64)
+  weigh = functools.partial(weighing.from_states, WeighConfig(kind='renio', source='pass'), **settings)
+  found = sizes(jax.jit(weigh).lower(rollout, plan, both, both).compile(QUICK).as_text())
+  assert 64 * VOCAB in found and max(found) <= 64 * VOCAB
 
 
 def test_whole_logits_would_be_seen():
