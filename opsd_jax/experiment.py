@@ -66,6 +66,7 @@ class Experiment:
   Attributes:
     name: of the recipe.
     seed: of the weights, the data order and the sampling.
+    teacher_start: supervised training that makes an external teacher, on clean solutions by default.
   """
 
   name: str
@@ -83,6 +84,7 @@ class Experiment:
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
   cold_start: ColdStartConfig = ColdStartConfig()
+  teacher_start: ColdStartConfig = ColdStartConfig(clean=True)
   grade: GradeConfig = GradeConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
@@ -95,6 +97,7 @@ CONTROLLABLE = ('views.teacher', 'teacher.', 'objective.', 'optimizer.', 'rollou
 _RESERVED = (
   'base',
   'teacher_view',
+  'teacher',
   'cold_start',
   'opsd',
   'opsd_best',
@@ -136,10 +139,12 @@ def validate(experiment: Experiment) -> None:
   distill_room.validate_views(experiment.views)
   rollout_room.validate(experiment.rollout, tokenizer_size)
   distill_room.validate_teacher(experiment.teacher)
+  _validate_external(experiment, tokenizer_size)
   distill_room.validate_objective(experiment.objective, tokenizer_size)
   train_room.validate_optimizer('optimizer', experiment.optimizer)
   train_room.validate_loop(experiment.loop, _widest(experiment))
   train_room.validate_cold_start(experiment.cold_start)
+  train_room.validate_cold_start(experiment.teacher_start, 'teacher_start')
   _validate_engine(experiment)
   budget = train_room.parse_budget(experiment.loop)
   if budget.unit == 'updates':
@@ -166,6 +171,22 @@ def _validate_numbers(experiment: Experiment) -> None:
     require(not is_seed or 0 <= value < 2**32, f'{name} is {value}; a seed lies in 0..{2**32 - 1}.')
 
 
+def _validate_external(experiment: Experiment, drawn: int) -> None:
+  """An external teacher has weights, and means by every id what the student means."""
+  teacher = experiment.teacher
+  distill_room.validate_external(teacher, drawn, experiment.teacher_start.updates)
+  folder = teacher.weights.path if teacher.kind == 'external' else None
+  if folder is None or folder == experiment.tokenizer.path or not text_room.is_in(folder):
+    return
+  theirs = text_room.make_tokenizer(TokenizerConfig(path=folder, eos_tokens=experiment.tokenizer.eos_tokens))
+  differs = text_room.difference(text_room.make_tokenizer(experiment.tokenizer), theirs)
+  require(
+    differs is None,
+    f'teacher.weights.path={folder} has another vocabulary than the student: {differs}. Take a teacher of '
+    'the same tokenizer.',
+  )
+
+
 def _validate_engine(experiment: Experiment) -> None:
   e = experiment
   engine_room.validate_agreement(
@@ -184,6 +205,7 @@ def _validate_controls(experiment: Experiment) -> None:
     require(
       re.fullmatch('[a-z0-9_]+', control.name) is not None
       and control.name not in _RESERVED
+      and not control.name.startswith('teacher_of_')
       and names.count(control.name) == 1,
       f'control {control.name!r}: a name is of lower-case letters, digits and _, stands once, and is none of '
       f'{", ".join(_RESERVED)}.',
@@ -296,6 +318,7 @@ def assemble(
     optimizer=e.optimizer,
     loop=e.loop,
     cold_start=e.cold_start,
+    teacher_start=e.teacher_start,
     grade=e.grade,
     evaluate=e.evaluate,
     checkpoint=e.checkpoint,
@@ -307,7 +330,8 @@ def assemble(
 def _needed(experiment: Experiment) -> dict[str, int]:
   """Training problems that an update takes, by the setting that says so."""
   rows = {'rollout.questions': experiment.rollout.questions}
-  return rows | ({'cold_start.batch': experiment.cold_start.batch} if experiment.cold_start.updates else {})
+  stages = {'cold_start': experiment.cold_start, 'teacher_start': experiment.teacher_start}
+  return rows | {f'{name}.batch': stage.batch for name, stage in stages.items() if stage.updates}
 
 
 def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, dict[str, int]], str]:
@@ -317,6 +341,9 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
   """
   tokenizer = text_room.make_tokenizer(experiment.tokenizer)
   wanted = [(None, experiment.views)]
+  for stage in (experiment.cold_start, experiment.teacher_start):
+    others = cold_start.student_views(stage, experiment.views) if stage.updates else []
+    wanted += [(None, own) for own in others if own != experiment.views]
   for control in experiment.controls:
     wanted.append((control, with_control(experiment, control).views))
 
@@ -336,7 +363,8 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
 
   chosen = {}
   for field in dataclasses.fields(splits):
-    trained = field.name == 'train' and experiment.cold_start.updates
+    supervised = experiment.cold_start.updates or experiment.teacher_start.updates
+    trained = field.name == 'train' and supervised
     chosen[field.name] = index.select(
       getattr(splits, field.name),
       solution_misfit if trained else misfit,

@@ -1,13 +1,17 @@
 """The choices that make a distillation method."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kernels.linear_divergence import api as divergence
 from kernels.linear_divergence import reference
 from kernels.linear_divergence.spec import MODES, Kind, Mode, Support, Tail
 from opsd_jax.config import ConfigError, require, require_choice
 from opsd_jax.distill import wording
+from opsd_jax.models import spec as specs
+from opsd_jax.models import weights as weights_room
+from opsd_jax.models.spec import ModelSpec
+from opsd_jax.models.weights import WeightsConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +61,16 @@ class TeacherConfig:
 
   Attributes:
     kind: `frozen` initial weights; `ema` of the student, equal to it at step 0; `live`: the
-      student's current weights.
+      student's current weights; `external`: another model of the same vocabulary, which stays as it is.
     ema_decay: share of the old average kept at each update.
+    model: shape and compute dtype of an external teacher, in which its weights are held.
+    weights: of an external teacher; where they have no path, `teacher_start` makes them.
   """
 
-  kind: Literal['frozen', 'ema', 'live'] = 'frozen'
+  kind: Literal['frozen', 'ema', 'live', 'external'] = 'frozen'
   ema_decay: float = 0.999
+  model: ModelSpec = ModelSpec()
+  weights: WeightsConfig = WeightsConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +125,17 @@ class ObjectiveConfig:
   implementation: str | None = None
 
 
+class Softcaps(NamedTuple):
+  """`ModelSpec.final_softcap` of the student and of its teacher."""
+
+  student: float | None
+  teacher: float | None
+
+
 def divergence_spec(
-  config: ObjectiveConfig, valid_vocab: int, softcap: float | None = None
+  config: ObjectiveConfig, valid_vocab: int, softcaps: Softcaps = Softcaps(None, None)
 ) -> divergence.DivergenceSpec:
-  """The part of the objective that the kernel computes; `softcap` is of both models' logits."""
+  """The part of the objective that the kernel computes."""
   return divergence.DivergenceSpec(
     kind=config.divergence,
     beta=config.beta,
@@ -131,8 +146,8 @@ def divergence_spec(
     teacher_temperature=config.teacher_temperature,
     entry_clip_min=config.entry_clip_min,
     entry_clip_max=config.entry_clip_max,
-    student_softcap=softcap,
-    teacher_softcap=softcap,
+    student_softcap=softcaps.student,
+    teacher_softcap=softcaps.teacher,
     valid_vocab=valid_vocab,
   )
 
@@ -176,8 +191,42 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
 
 def validate_teacher(config: TeacherConfig) -> None:
   """Raises `ConfigError` for a teacher that cannot be kept."""
-  require_choice('teacher.kind', config.kind, ('frozen', 'ema', 'live'))
+  require_choice('teacher.kind', config.kind, ('frozen', 'ema', 'live', 'external'))
   require(0 <= config.ema_decay < 1, f'teacher.ema_decay is {config.ema_decay}; it must lie in [0, 1).')
+  if config.kind != 'external':
+    require(
+      config.weights.path is None,
+      f'teacher.weights.path is {config.weights.path!r}, but teacher.kind is {config.kind!r}, which is '
+      "made of the student's own weights; set teacher.kind=external, or teacher.weights.path=none.",
+    )
+    return
+  try:
+    specs.validate(config.model)
+  except ConfigError as error:
+    raise ConfigError(f'teacher.{error}') from error
+  weights_room.validate(config.weights, config.model, 'teacher.')
+
+
+def validate_external(config: TeacherConfig, vocab: int, trained_updates: int) -> None:
+  """Raises `ConfigError` for an external teacher without weights, or without rows for the vocabulary.
+
+  Args:
+    config: of the teacher.
+    vocab: ids that the student may draw.
+    trained_updates: of the supervised stage that makes the teacher's weights.
+  """
+  if config.kind != 'external':
+    return
+  require(
+    config.weights.path is not None or trained_updates > 0,
+    "teacher.kind is 'external', but its weights would be random: name a folder in teacher.weights.path, or "
+    'train them with teacher_start.updates.',
+  )
+  require(
+    config.model.vocab_size >= vocab,
+    f'teacher.model.vocab_size is {config.model.vocab_size}, but the student draws {vocab} ids; a teacher of '
+    'another vocabulary cannot score its tokens: take one of the same tokenizer.',
+  )
 
 
 def validate_views(config: ViewsConfig) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.linear_divergence import api as divergence
-from opsd_jax.distill.config import ObjectiveConfig, divergence_spec, implementations
+from opsd_jax.distill.config import ObjectiveConfig, Softcaps, divergence_spec, implementations
 from opsd_jax.mesh import RULES
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import length_mask
@@ -35,7 +35,7 @@ def compare(
   tokens: jax.Array,
   config: ObjectiveConfig,
   valid_vocab: int,
-  softcap: float | None = None,
+  softcaps: Softcaps = Softcaps(None, None),
   weights: jax.Array | None = None,
 ) -> tuple[jax.Array, divergence.Divergence]:
   """Loss of every token [B, T], after the per-token clip, and the kernel's statistics.
@@ -48,7 +48,7 @@ def compare(
     tokens: int32 [B, T], sampled ids.
     config: the divergence.
     valid_vocab: ids at and beyond it are padding of the head.
-    softcap: `final_softcap` of the model, which is student and teacher.
+    softcaps: of the two models' logits.
     weights: [B, T], what the losses will be multiplied by; `speed` is slower without them.
   """
   out = divergence.linear_divergence(
@@ -57,7 +57,7 @@ def compare(
     teacher_hidden,
     teacher_head,
     tokens,
-    divergence_spec(config, valid_vocab, softcap),
+    divergence_spec(config, valid_vocab, softcaps),
     chunk_tokens=config.chunk_tokens,
     mode=config.mode,
     weights=weights,
@@ -70,23 +70,30 @@ def compare(
   return loss, out
 
 
-def served_by(config: ObjectiveConfig, model: ModelSpec, valid_vocab: int) -> str:
+def served_by(
+  config: ObjectiveConfig, model: ModelSpec, valid_vocab: int, teacher: ModelSpec | None = None
+) -> str:
   """Which implementation of the divergence serves a run on this machine, and what the others lack.
 
   Args:
     config: the divergence.
-    model: of student and teacher; its types and sizes decide, too.
+    model: of the student; types and sizes decide, too.
     valid_vocab: ids at and beyond it are padding of the head.
+    teacher: an external teacher's model; None for the student's.
   """
-  hidden = jax.ShapeDtypeStruct((1, 1, model.embed_dim), model.dtype)
-  head = jax.ShapeDtypeStruct((model.vocab_size, model.embed_dim), 'float32')
+  shapes = _hidden_and_head(model, model.vocab_size, 'float32')
+  taught = shapes if teacher is None else _hidden_and_head(teacher, model.vocab_size, teacher.dtype)
+  caps = Softcaps(model.final_softcap, (teacher or model).final_softcap)
   choices = divergence.explain(
-    divergence_spec(config, valid_vocab, model.final_softcap),
-    *(hidden, head, hidden, head),
-    implementation=implementations(config),
+    divergence_spec(config, valid_vocab, caps), *shapes, *taught, implementation=implementations(config)
   )
   names = [choice.name for choice in choices if choice.lacks is None][:1] or ['none']
   return '; '.join(names + [f'{choice.name} lacks {choice.lacks}' for choice in choices if choice.lacks])
+
+
+def _hidden_and_head(model: ModelSpec, rows: int, head_dtype: str) -> tuple[jax.ShapeDtypeStruct, ...]:
+  hidden = jax.ShapeDtypeStruct((1, 1, model.embed_dim), model.dtype)
+  return hidden, jax.ShapeDtypeStruct((rows, model.embed_dim), head_dtype)
 
 
 def statistics(

@@ -37,18 +37,22 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ColdStartConfig:
-  """Supervised training that makes the initial weights, before distillation.
+  """Supervised training that makes weights before distillation: the student's, or an external teacher's.
 
   Attributes:
-    updates: 0 leaves the random initial weights.
+    updates: 0 leaves the weights as they are.
     batch: rows of an update.
     teacher_fraction: share of rows under the teacher's view with a clean solution.
+    clean: the other rows have clean solutions too; else digit chains give them their misconception.
+    student_texts: templates that these other rows take in turn; empty for `views.student` alone.
     optimizer: of this stage.
   """
 
   updates: int = 0
   batch: int = 96
   teacher_fraction: float = 0.5
+  clean: bool = False
+  student_texts: tuple[str, ...] = ()
   optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -150,16 +154,16 @@ def validate_decay(name: str, config: OptimizerConfig, updates: int) -> None:
   )
 
 
-def validate_cold_start(config: ColdStartConfig) -> None:
-  """Raises `ConfigError` for a cold start that cannot run."""
-  require(config.updates >= 0, f'cold_start.updates is {config.updates}; it must not be negative.')
-  require(config.batch > 0, f'cold_start.batch is {config.batch}; it must be positive.')
+def validate_cold_start(config: ColdStartConfig, name: str = 'cold_start') -> None:
+  """Raises `ConfigError` for a cold start, set under `name`, that cannot run."""
+  require(config.updates >= 0, f'{name}.updates is {config.updates}; it must not be negative.')
+  require(config.batch > 0, f'{name}.batch is {config.batch}; it must be positive.')
   require(
     0 <= config.teacher_fraction <= 1,
-    f'cold_start.teacher_fraction is {config.teacher_fraction}; a share lies in 0..1.',
+    f'{name}.teacher_fraction is {config.teacher_fraction}; a share lies in 0..1.',
   )
-  validate_optimizer('cold_start.optimizer', config.optimizer)
-  validate_decay('cold_start.optimizer', config.optimizer, config.updates)
+  validate_optimizer(f'{name}.optimizer', config.optimizer)
+  validate_decay(f'{name}.optimizer', config.optimizer, config.updates)
 
 
 def validate_loop(config: LoopConfig, widest: int) -> None:

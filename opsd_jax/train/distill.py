@@ -35,11 +35,14 @@ _SHOWN = 4  # rollouts written out token by token at a time
 _ADAPTERS = 1  # folded into the seed, whose own draws are the random weights
 
 
-def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -> loop.Finished:
+def run(
+  setup: Setup, folder: str, initial: model.Params, label: str = 'opsd', external: model.Params | None = None
+) -> loop.Finished:
   """Distils from `initial` until the budget is spent; continues an earlier attempt in `folder`.
 
   `initial` is the student's first weights, the frozen teacher and, with `lora`, what the adapters stand
-  beside: only they are trained, and `params` of what is returned are theirs alone.
+  beside: only they are trained, and `params` of what is returned are theirs alone. `external` is the
+  external teacher (`external.prepare`), None where the teacher is another.
   """
   optimizer = state.make_optimizer(setup.optimizer)
   shape = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher)
@@ -49,7 +52,7 @@ def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -
     parse_budget(setup.loop),
     start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher),
     layout=shape,
-    update=_make_update(setup, initial, optimizer, shape, folder, label),
+    update=_make_update(setup, initial, external, optimizer, shape, folder, label),
     validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
   )
@@ -69,6 +72,7 @@ def _trained(setup: Setup, initial: model.Params, *, abstract: bool = False) -> 
 def _make_update(
   setup: Setup,
   initial: model.Params,
+  external: model.Params | None,
   optimizer: optax.GradientTransformation,
   shape: state.TrainState,
   folder: str,
@@ -86,9 +90,12 @@ def _make_update(
     adapters=setup.lora,
   )
   complete = functools.partial(lora.complete, setup.lora, initial)
-  base = initial if setup.lora.rank else None  # whose head is then the student's and every teacher's
+  base = initial if setup.lora.rank else None  # whose head is then the student's and its own teachers'
   with_head = setup.teacher.kind == 'frozen' and base is None
   frozen_head = model.head(spec, initial) if with_head else None
+  if external is not None:
+    frozen_head = teachers.external_head(setup.teacher, external, spec.vocab_size)
+  taught_by = teachers.spec_for(setup.teacher, spec)
   rollouts = source(setup)
 
   def update(weights: state.TrainState, number: int):
@@ -103,7 +110,7 @@ def _make_update(
 
     seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
     trees = complete(weights.teacher), complete(weights.params)
-    teacher = teachers.params_for(setup.teacher, initial, *trees)
+    teacher = teachers.params_for(setup.teacher, initial, *trees, external)
     plan = packing.plan(
       prompts,
       seen,
@@ -113,7 +120,7 @@ def _make_update(
       shards=meshes.row_shards(setup.mesh),
     )
     laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
-    scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
+    scores = score(taught_by, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
     weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out)
     report = meshes.host(report)
 
@@ -138,10 +145,11 @@ def entries(
   spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters, drawn)
   read = ledger.read_positions(plan, plan.student, prompts, sampled)
   spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
-  worn = 0 if setup.teacher.kind == 'frozen' else adapters
+  worn = adapters if setup.teacher.kind in ('ema', 'live') else 0
+  taught_by = teachers.spec_for(setup.teacher, spec)
   for view, how in zip(seen, plan.teacher, strict=True):
     read = ledger.read_positions(plan, how, view, sampled)
-    spent += ledger.teacher_entry(spec, view.length, sampled.length, worn, read)
+    spent += ledger.teacher_entry(taught_by, view.length, sampled.length, worn, read)
   return spent
 
 

@@ -51,6 +51,7 @@ class Setup:
   optimizer: OptimizerConfig
   loop: LoopConfig
   cold_start: ColdStartConfig
+  teacher_start: ColdStartConfig
   grade: GradeConfig
   evaluate: EvaluateConfig
   checkpoint: CheckpointConfig

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from kernels.linear_logprob.api import linear_logprob
-from opsd_jax.distill import correction, objective, reading, scoring
-from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
+from opsd_jax.distill import correction, objective, reading, scoring, teachers
+from opsd_jax.distill.config import ObjectiveConfig, Softcaps, TeacherConfig
 from opsd_jax.mesh import constrain
 from opsd_jax.models import lora, model
 from opsd_jax.models.lora import LoraConfig
@@ -79,14 +79,15 @@ def make_distill_step(
   """Compiles `(state, prompts, rollout, scores, frozen_head, base=None, plan=None) -> (state, report)`.
 
   The state is donated, so the head of an EMA or live teacher is taken from it inside the program;
-  `frozen_head` is [V, D] for a frozen teacher, else None. `layout` holds the state's shardings, which
-  the new state keeps; None leaves them to the compiler. There must be one teacher view. `plan` is the
-  one that the scores were made by; None for all positions in one micro-batch.
+  `frozen_head` is [V, D] for a frozen teacher, [V, Dt] for an external one, else None. `layout` holds the
+  state's shardings, which the new state keeps; None leaves them to the compiler. There must be one teacher
+  view. `plan` is the one that the scores were made by; None for all positions in one micro-batch.
 
   With `adapters` the state's parameters are those alone and `base` is what they stand beside: an
   argument that is neither donated nor differentiated. Student and teacher then share its head, and
-  `frozen_head` is None.
+  `frozen_head` is None, but for an external teacher.
   """
+  softcaps = Softcaps(spec.final_softcap, teachers.spec_for(teacher, spec).final_softcap)
 
   def loss_fn(base, teacher_head, trained, part):
     inputs, token, scores = part
@@ -96,7 +97,7 @@ def make_distill_step(
     corrected = config.correction != 'none'  # by factors that the comparison itself brings
     known = None if corrected else token.weights
     loss, out = objective.compare(
-      hidden, head, scores, teacher_head, token.ids, config, valid_vocab, spec.final_softcap, known
+      hidden, head, scores, teacher_head, token.ids, config, valid_vocab, softcaps, known
     )
     loss = jnp.where(token.real, loss, 0.0)
     sums = objective.statistics(loss, out, token.real, token.raw_logp, config.token_clip)
