@@ -52,7 +52,8 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
     runs['opsd'] = distill.run(setup, workdir, base, external=_params(taught.get('opsd')))
     done = runs['opsd'].progress
     for control in experiment.controls:
-      arm = with_control(experiment, control, done.ledger.sampled, done.updates)
+      tokens = max(done.ledger.sampled, done.ledger.scored_student)
+      arm = with_control(experiment, control, tokens, done.updates)
       changed = assemble(arm, setup.mesh, setup.splits, setup.dropped, setup.retention)
       folder, teacher = os.path.join(workdir, 'controls', control.name), _params(taught.get(control.name))
       runs[control.name] = distill.run(changed, folder, base, label=control.name, external=teacher)

@@ -39,9 +39,9 @@ from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.rollout.engine import config as engine_room
 from opsd_jax.text import tokenizer as text_room
 from opsd_jax.text.tokenizer import TokenizerConfig
-from opsd_jax.train import cold_start, recorder
+from opsd_jax.train import cold_start, recorder, sources
 from opsd_jax.train import config as train_room
-from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
+from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig, SourceConfig
 from opsd_jax.train.recorder import MetricsConfig
 from opsd_jax.train.setup import Setup
 
@@ -79,6 +79,7 @@ class Experiment:
   mesh: MeshConfig = MeshConfig()
   views: ViewsConfig = ViewsConfig()
   rollout: RolloutConfig = RolloutConfig()
+  source: SourceConfig = SourceConfig()
   teacher: TeacherConfig = TeacherConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
@@ -93,7 +94,7 @@ class Experiment:
 
 
 # What a control may change. The rest is shared with the main run: its cold start, its data, its test.
-CONTROLLABLE = ('views.teacher', 'teacher.', 'objective.', 'optimizer.', 'rollout.', 'loop.')
+CONTROLLABLE = ('views.teacher', 'teacher.', 'objective.', 'optimizer.', 'rollout.', 'loop.', 'source.')
 _RESERVED = (
   'base',
   'teacher_view',
@@ -145,6 +146,8 @@ def validate(experiment: Experiment) -> None:
   train_room.validate_loop(experiment.loop, _widest(experiment))
   train_room.validate_cold_start(experiment.cold_start)
   train_room.validate_cold_start(experiment.teacher_start, 'teacher_start')
+  train_room.validate_source(experiment.source)
+  train_room.validate_agreement(experiment.source, experiment.objective)
   _validate_engine(experiment)
   budget = train_room.parse_budget(experiment.loop)
   if budget.unit == 'updates':
@@ -319,6 +322,7 @@ def assemble(
     loop=e.loop,
     cold_start=e.cold_start,
     teacher_start=e.teacher_start,
+    source=e.source,
     grade=e.grade,
     evaluate=e.evaluate,
     checkpoint=e.checkpoint,
@@ -347,6 +351,9 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
   for control in experiment.controls:
     wanted.append((control, with_control(experiment, control).views))
 
+  arms = [experiment, *(with_control(experiment, control) for control in experiment.controls)]
+  told = {arm.source for arm in arms if arm.source.kind == 'solutions'}
+  supervised = experiment.cold_start.updates or experiment.teacher_start.updates
   digest = hashlib.blake2b(digest_size=16)
 
   def misfit(problem: Problem) -> str | None:
@@ -359,12 +366,13 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
 
   def solution_misfit(problem: Problem) -> str | None:
     width = experiment.rollout.sampling.max_tokens
-    return misfit(problem) or cold_start.misfit(problem, tokenizer, width)
+    found = misfit(problem) or (cold_start.misfit(problem, tokenizer, width) if supervised else None)
+    others = (sources.misfit(config, problem, tokenizer, width) for config in told)
+    return found or next(filter(None, others), None)
 
   chosen = {}
   for field in dataclasses.fields(splits):
-    supervised = experiment.cold_start.updates or experiment.teacher_start.updates
-    trained = field.name == 'train' and supervised
+    trained = field.name == 'train' and (supervised or told)
     chosen[field.name] = index.select(
       getattr(splits, field.name),
       solution_misfit if trained else misfit,

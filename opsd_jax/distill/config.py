@@ -81,6 +81,8 @@ class ObjectiveConfig:
   with weight `beta` on the teacher (OPSD, paper Eq. 7).
 
   Attributes:
+    estimator: `divergence` between teacher and student; `nll`: the completion's own tokens (cross-entropy, as
+      in supervised fine-tuning), with no teacher's pass. The settings of the divergence are then not read.
     divergence: `forward_kl`, `reverse_kl`, `both_kl` (mixed by `beta`) or `jsd`.
     beta: the teacher's weight in the JSD mixture, or the forward KL's in both, strictly between 0 and 1.
     support: `full` vocabulary, `teacher_topk`, `student_topk`, the `union` of these, or the `sampled` token
@@ -106,6 +108,7 @@ class ObjectiveConfig:
       objective is taken; none lets it choose.
   """
 
+  estimator: Literal['divergence', 'nll'] = 'divergence'
   divergence: Kind = 'forward_kl'
   beta: float = 0.5
   support: Support = 'full'
@@ -175,6 +178,7 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
     config.token_clip is None or config.token_clip > 0,
     f'objective.token_clip is {config.token_clip}; it must be positive, or none.',
   )
+  require_choice('objective.estimator', config.estimator, ('divergence', 'nll'))
   require_choice('objective.reduction', config.reduction, ('token_mean', 'sample_mean'))
   require_choice('objective.correction', config.correction, ('none', 'token'))
   require(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.linear_divergence import api as divergence
+from kernels.linear_logprob.api import linear_logprob
 from opsd_jax.distill.config import ObjectiveConfig, Softcaps, divergence_spec, implementations
 from opsd_jax.mesh import RULES
 from opsd_jax.models.spec import ModelSpec
@@ -68,6 +69,37 @@ def compare(
   )
   loss = out.loss if config.token_clip is None else jnp.minimum(out.loss, config.token_clip)
   return loss, out
+
+
+def imitate(
+  hidden: jax.Array,
+  head: jax.Array,
+  tokens: jax.Array,
+  config: ObjectiveConfig,
+  valid_vocab: int,
+  softcap: float | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Cross-entropy of every token [B, T] (`estimator='nll'`), and what else is known of each.
+
+  Args:
+    hidden: the student's [B, T, D], differentiable.
+    head: [V, D], differentiable.
+    tokens: int32 [B, T].
+    config: temperature, and the clip of a token.
+    valid_vocab: ids at and beyond it are padding of the head.
+    softcap: `final_softcap` of the model.
+  """
+  out = linear_logprob(
+    hidden,
+    head,
+    tokens,
+    temperature=config.student_temperature,
+    softcap=softcap,
+    valid_vocab=valid_vocab,
+    chunk_tokens=config.chunk_tokens,
+  )
+  loss = -out.logp if config.token_clip is None else jnp.minimum(-out.logp, config.token_clip)
+  return loss, {'student_logp': out.logp, 'student_entropy': out.entropy, 'greedy_hit': out.correct}
 
 
 def served_by(

@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from opsd_jax.config import ConfigError, require, require_choice
+from opsd_jax.distill.config import ObjectiveConfig
 from opsd_jax.distill.packing import PACKINGS, Packing
 
 
@@ -54,6 +55,27 @@ class ColdStartConfig:
   clean: bool = False
   student_texts: tuple[str, ...] = ()
   optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+  """Whose completions an update learns from.
+
+  Attributes:
+    kind: `student`: its own rollouts; `solutions`: texts of the data; `teacher`: rollouts of the teacher
+      under its view, drawn as `rollout.sampling` says.
+    student_share: share of the updates that take the student's own rollouts all the same (lambda of GKD,
+      arXiv 2306.13649): a coin an update, counted by (seed, update).
+    completion: template of a solution's text; an EOS follows it.
+    keep: `correct` leaves the teacher's wrong rollouts out of the loss (rejection), `all` does not.
+    attempts: times that a rollout is drawn at most before it is left out, with `correct`.
+  """
+
+  kind: Literal['student', 'solutions', 'teacher'] = 'student'
+  student_share: float = 0.0
+  completion: str = '{solution}'
+  keep: Literal['all', 'correct'] = 'all'
+  attempts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +186,54 @@ def validate_cold_start(config: ColdStartConfig, name: str = 'cold_start') -> No
   )
   validate_optimizer(f'{name}.optimizer', config.optimizer)
   validate_decay(f'{name}.optimizer', config.optimizer, config.updates)
+
+
+def validate_source(config: SourceConfig) -> None:
+  """Raises `ConfigError` for completions that cannot be had."""
+  require_choice('source.kind', config.kind, ('student', 'solutions', 'teacher'))
+  require_choice('source.keep', config.keep, ('all', 'correct'))
+  require(
+    0 <= config.student_share < 1,
+    f'source.student_share is {config.student_share}; it must lie in [0, 1). For the student alone set '
+    'source.kind=student.',
+  )
+  require(
+    config.kind != 'student' or config.student_share == 0,
+    f'source.student_share is {config.student_share}, but source.kind is student, which takes its rollouts '
+    'always; name the other source (solutions or teacher) in source.kind.',
+  )
+  require(
+    config.keep == 'all' or config.kind == 'teacher',
+    f"source.keep is 'correct', but source.kind is {config.kind!r}; only a teacher's rollouts are rejected.",
+  )
+  require(config.attempts > 0, f'source.attempts is {config.attempts}; it must be positive.')
+  require(
+    config.attempts == 1 or config.keep == 'correct',
+    f'source.attempts is {config.attempts}, but no rollout is rejected; set source.keep=correct.',
+  )
+
+
+def validate_agreement(source: SourceConfig, objective: ObjectiveConfig) -> None:
+  """Raises `ConfigError` for a loss that is not sound on completions of that source."""
+  if objective.estimator == 'nll':
+    require(
+      source.kind != 'student' and source.student_share == 0,
+      "objective.estimator is 'nll', but the student's own rollouts are among what it would imitate: the "
+      'mean of that gradient is 0. Set source.kind=solutions or source.kind=teacher, and '
+      'source.student_share=0.',
+    )
+  if source.kind == 'student':
+    return
+  require(
+    objective.support != 'sampled' or objective.estimator != 'divergence',
+    f"objective.support is 'sampled', an estimate for rollouts drawn from the student, but source.kind is "
+    f'{source.kind!r}; take the full vocabulary or a top-k.',
+  )
+  require(
+    objective.correction == 'none',
+    f'objective.correction is {objective.correction!r}, which needs the log-probs of what drew the tokens '
+    f'as a student, but source.kind is {source.kind!r}; set objective.correction=none.',
+  )
 
 
 def validate_loop(config: LoopConfig, widest: int) -> None:

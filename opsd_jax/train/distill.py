@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -23,11 +23,10 @@ from opsd_jax.evaluate import retention
 from opsd_jax.grade import grading
 from opsd_jax.models import lora, model
 from opsd_jax.records import Graded, Plan, Problem, Prompts, Role, Rollout, Sampled, Shown
-from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
 from opsd_jax.rollout.engine import client
 from opsd_jax.rollout.source import Rollouts
-from opsd_jax.train import ledger, loop, parity, state, step
+from opsd_jax.train import ledger, loop, parity, sources, state, step
 from opsd_jax.train.config import parse_budget
 from opsd_jax.train.setup import Setup
 
@@ -97,20 +96,23 @@ def _make_update(
     frozen_head = teachers.external_head(setup.teacher, external, spec.vocab_size)
   taught_by = teachers.spec_for(setup.teacher, spec)
   rollouts = source(setup)
+  compares = setup.objective.estimator != 'nll'
 
   def update(weights: state.TrainState, number: int):
     began = time.monotonic()
     problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
-    placed = meshes.shard_rows(setup.mesh, prompts)
-    drawn = roll_out(setup, rollouts, complete(weights.params), prompts, number)
+    seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
+    student, average = complete(weights.params), complete(weights.teacher)
+    teacher = teachers.params_for(setup.teacher, initial, average, student, external)
+    judge = functools.partial(grade, setup, problems)
+    drawn = draw(setup, rollouts, student, teacher, prompts, seen, problems, judge, number)
     sampled = drawn.rollout
-    rollout = meshes.shard_rows(setup.mesh, sampled)
     rolled = time.monotonic()
 
-    seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
-    trees = complete(weights.teacher), complete(weights.params)
-    teacher = teachers.params_for(setup.teacher, initial, *trees, external)
+    graded = judge(sampled)
+    placed, rollout = meshes.shard_rows(setup.mesh, (prompts, sampled))
+    seen = seen if compares else ()
     plan = packing.plan(
       prompts,
       seen,
@@ -120,36 +122,71 @@ def _make_update(
       shards=meshes.row_shards(setup.mesh),
     )
     laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
-    scores = score(taught_by, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
+    scores = None
+    if compares:
+      scores = score(taught_by, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
     weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out)
     report = meshes.host(report)
 
-    graded = grade(setup, problems, sampled)
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
       show_rollouts(setup, folder, number + 1, problems, sampled, graded, report.token_loss)
-    spent = entries(setup, prompts, seen, drawn, plan)
+    spent = drawn.spent + entries(setup, prompts, seen, sampled, plan)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
-    metrics = describe(report, sampled, graded) | compare_programs(setup, label, report, sampled, number)
+    metrics = describe(report, sampled, graded)
+    if drawn.own:
+      metrics |= compare_programs(setup, label, report, sampled, number)
+    else:
+      metrics.pop('logp_gap', None)  # of a student's sampler, which drew nothing
+    if setup.source.kind != 'student':
+      metrics['own_rollouts'] = int(drawn.own)
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 
   return update
 
 
+def draw(
+  setup: Setup,
+  rollouts: Rollouts,
+  student: model.Params,
+  teacher: model.Params,
+  prompts: Prompts,
+  seen: Sequence[Prompts],
+  problems: Sequence[Problem],
+  judge: Callable[[Rollout], Graded],
+  number: int,
+) -> sources.Drawn:
+  """The completions of update `number`, from whoever's turn it is, cropped to the narrowest bucket."""
+  spec = setup.spec
+  if sources.takes_own(setup.source, setup.seed, number):
+    drawing = roll_out(setup, rollouts, student, prompts, number)
+    length, computed = drawing.rollout.length, ledger.sampled_positions(prompts, drawing)
+    spent = ledger.rollout_entry(spec, prompts.length, length, lora.size(setup.lora, spec), computed)
+    return sources.Drawn(drawing.rollout, spent, own=True)
+  if setup.source.kind == 'solutions':
+    drawn = sources.of_data(setup, problems)
+  else:
+    taught_by = teachers.spec_for(setup.teacher, spec)
+    drawn = sources.of_teacher(setup, taught_by, teacher, seen[0], number, judge, worn(setup))
+  return drawn._replace(rollout=_cropped(setup, drawn.rollout))
+
+
+def worn(setup: Setup) -> int:
+  """How many weights of adapters the teacher has."""
+  return lora.size(setup.lora, setup.spec) if setup.teacher.kind in ('ema', 'live') else 0
+
+
 def entries(
-  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], drawing: Sampled, plan: Plan
+  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], sampled: Rollout, plan: Plan
 ) -> ledger.Ledger:
-  """What an update took: the rollouts, the student's loss and every view of the teacher."""
-  spec, adapters, sampled = setup.spec, lora.size(setup.lora, setup.spec), drawing.rollout
-  drawn = ledger.sampled_positions(prompts, drawing)
-  spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters, drawn)
+  """What an update took after its rollouts: the student's loss and every view of the teacher."""
+  spec, adapters = setup.spec, lora.size(setup.lora, setup.spec)
   read = ledger.read_positions(plan, plan.student, prompts, sampled)
-  spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
-  worn = adapters if setup.teacher.kind in ('ema', 'live') else 0
+  spent = ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
   taught_by = teachers.spec_for(setup.teacher, spec)
   for view, how in zip(seen, plan.teacher, strict=True):
     read = ledger.read_positions(plan, how, view, sampled)
-    spent += ledger.teacher_entry(taught_by, view.length, sampled.length, worn, read)
+    spent += ledger.teacher_entry(taught_by, view.length, sampled.length, worn(setup), read)
   return spent
 
 
@@ -166,22 +203,7 @@ def own_sampler(setup: Setup) -> Rollouts:
   """Rollouts drawn here, on the devices that train."""
 
   def draw(params: model.Params, prompts: Prompts, number: int) -> Sampled:
-    sampled = decode.sample(
-      setup.spec,
-      params,
-      meshes.shard_rows(setup.mesh, prompts),
-      setup.rollout.sampling,
-      eos_ids=setup.tokenizer.eos_ids,
-      per_question=setup.rollout.per_question,
-      seed=setup.seed,
-      step=number,
-      loss_temperature=setup.objective.student_temperature,
-      valid_vocab=setup.exam.valid_vocab,
-      decode=setup.rollout.decode,
-    )
-    return sampled._replace(
-      rollout=meshes.host(sampled.rollout), token_positions=meshes.host(sampled.token_positions)
-    )
+    return sources.sample(setup, setup.spec, params, prompts, number)
 
   return draw
 
@@ -190,9 +212,13 @@ def roll_out(
   setup: Setup, rollouts: Rollouts, params: model.Params, prompts: Prompts, number: int
 ) -> Sampled:
   """Rollouts of update `number` on the host, cropped to the narrowest bucket."""
-  config, drawn = setup.rollout, rollouts(params, prompts, number)
-  width = bucket(int(drawn.rollout.length.max()), config.buckets, config.sampling.max_tokens)
-  return drawn._replace(rollout=drawn.rollout.cropped(width))
+  drawn = rollouts(params, prompts, number)
+  return drawn._replace(rollout=_cropped(setup, drawn.rollout))
+
+
+def _cropped(setup: Setup, rollout: Rollout) -> Rollout:
+  config = setup.rollout
+  return rollout.cropped(bucket(int(rollout.length.max()), config.buckets, config.sampling.max_tokens))
 
 
 def compare_programs(
@@ -209,8 +235,8 @@ def compare_programs(
 
 
 def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
-  """Verdicts on the rollouts: a metric here, no part of the loss."""
-  answers = [p.answer for p in problems for _ in range(setup.rollout.per_question)]
+  """Verdicts on the completions of the problems, as many of each."""
+  answers = [p.answer for p in problems for _ in range(len(sampled.length) // len(problems))]
   return grading.grade(accuracies.decode_rollout(sampled, setup.tokenizer), answers, setup.grade)
 
 
@@ -284,7 +310,8 @@ def show_rollouts(
     return
   shown = []
   for row in range(min(_SHOWN, len(sampled.length))):
-    problem, length = problems[row // setup.rollout.per_question], int(sampled.length[row])
+    problem = problems[row // (len(sampled.length) // len(problems))]
+    length = int(sampled.length[row])
     shown.append(
       Shown(
         problem=problem.problem,

@@ -19,7 +19,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.weights import WeightsConfig
 from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.text.tokenizer import Tokenizer
-from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
+from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig, SourceConfig
 from opsd_jax.train.recorder import MetricsConfig
 
 
@@ -52,6 +52,7 @@ class Setup:
   loop: LoopConfig
   cold_start: ColdStartConfig
   teacher_start: ColdStartConfig
+  source: SourceConfig
   grade: GradeConfig
   evaluate: EvaluateConfig
   checkpoint: CheckpointConfig

@@ -83,6 +83,8 @@ def make_distill_step(
   state's shardings, which the new state keeps; None leaves them to the compiler. There must be one teacher
   view. `plan` is the one that the scores were made by; None for all positions in one micro-batch.
 
+  `scores` are None where the estimator needs no teacher (`nll`).
+
   With `adapters` the state's parameters are those alone and `base` is what they stand beside: an
   argument that is neither donated nor differentiated. Student and teacher then share its head, and
   `frozen_head` is None, but for an external teacher.
@@ -94,6 +96,11 @@ def make_distill_step(
     params = lora.complete(adapters, base, trained)
     hidden = reading.states(spec, params, inputs)
     head = constrain(model.head(spec, params), 'vocab', None)  # gathered over fsdp once, not once a chunk
+    if config.estimator == 'nll':
+      loss, known = objective.imitate(hidden, head, token.ids, config, valid_vocab, spec.final_softcap)
+      loss = jnp.where(token.real, loss, 0.0)
+      sums = {k: jnp.sum(jnp.where(token.real, v, 0.0)) for k, v in ({'token_loss': loss} | known).items()}
+      return jnp.sum(token.weights * loss), jax.lax.stop_gradient((sums, (loss, None)))
     corrected = config.correction != 'none'  # by factors that the comparison itself brings
     known = None if corrected else token.weights
     loss, out = objective.compare(
@@ -112,12 +119,12 @@ def make_distill_step(
     state: TrainState,
     prompts: Prompts,
     rollout: Rollout,
-    scores: TeacherScores,
+    scores: TeacherScores | None,
     frozen_head,
     base=None,
     plan: Plan | None = None,
   ):
-    if scores.hidden.shape[0] != 1:
+    if scores is not None and scores.hidden.shape[0] != 1:
       raise ValueError(
         f'the objective compares with 1 teacher view, but {scores.hidden.shape[0]} were scored.'
       )
@@ -129,7 +136,8 @@ def make_distill_step(
     if teacher_head is not None:
       teacher_head = constrain(teacher_head, 'vocab', None)
     loss_of = functools.partial(loss_fn, base, teacher_head)
-    (loss, sums, grads), rows = accumulate(loss_of, state.params, (inputs, tokens, scores.hidden[0]))
+    taught = None if scores is None else scores.hidden[0]
+    (loss, sums, grads), rows = accumulate(loss_of, state.params, (inputs, tokens, taught))
     state, norms, stepped = states.step(state, grads, loss, optimizer, teacher)
     # The loss, and the sampler's gap.
     per_token = jax.tree.map(lambda x: reading.scatter(x, plan.origin, rollout.ids.shape), rows)
