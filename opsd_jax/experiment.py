@@ -17,7 +17,7 @@ from opsd_jax.data import cleaning, index, source
 from opsd_jax.data.config import DataConfig
 from opsd_jax.data.source import Splits
 from opsd_jax.distill import config as distill_room
-from opsd_jax.distill import views
+from opsd_jax.distill import privilege, views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.distill.packing import run_width
 from opsd_jax.evaluate import against, retention
@@ -94,7 +94,18 @@ class Experiment:
 
 
 # What a control may change. The rest is shared with the main run: its cold start, its data, its test.
-CONTROLLABLE = ('views.teacher', 'teacher.', 'objective.', 'optimizer.', 'rollout.', 'loop.', 'source.')
+CONTROLLABLE = (
+  'views.teacher',
+  'views.solution_fraction',
+  'views.feedback',
+  'views.analysis',
+  'teacher.',
+  'objective.',
+  'optimizer.',
+  'rollout.',
+  'loop.',
+  'source.',
+)
 _RESERVED = (
   'base',
   'teacher_view',
@@ -148,6 +159,7 @@ def validate(experiment: Experiment) -> None:
   train_room.validate_cold_start(experiment.teacher_start, 'teacher_start')
   train_room.validate_source(experiment.source)
   train_room.validate_agreement(experiment.source, experiment.objective)
+  _validate_privilege(experiment)
   _validate_engine(experiment)
   budget = train_room.parse_budget(experiment.loop)
   if budget.unit == 'updates':
@@ -187,6 +199,40 @@ def _validate_external(experiment: Experiment, drawn: int) -> None:
     differs is None,
     f'teacher.weights.path={folder} has another vocabulary than the student: {differs}. Take a teacher of '
     'the same tokenizer.',
+  )
+
+
+def _validate_privilege(experiment: Experiment) -> None:
+  """What a teacher's template shows of rollouts is there when it is filled."""
+  e = experiment
+  try:
+    shown = sorted(privilege.used(e.views))
+  except ValueError as error:
+    raise ConfigError(f'views.teacher is {e.views.teacher!r}: {error}.') from error
+  if not shown:
+    return
+  names = ' and '.join(f'{{{name}}}' for name in shown)
+  require(
+    e.source.kind == 'student',
+    f'views.teacher shows {names} of a rollout, but source.kind is {e.source.kind!r}; set '
+    'source.kind=student, or show the texts of the problem alone.',
+  )
+  require(
+    not e.views.analysis,
+    f'views.teacher shows {names}, but views.analysis is written once a question; leave one of them out.',
+  )
+  require(
+    'sibling' not in shown or e.rollout.per_question > 1,
+    f'views.teacher shows {{sibling}}, but rollout.per_question is {e.rollout.per_question}; raise it to 2.',
+  )
+  require(
+    'feedback' not in shown or bool(e.views.feedback_right or e.views.feedback_wrong),
+    'views.teacher shows {feedback}, but views.feedback_right and views.feedback_wrong are empty; set them.',
+  )
+  require(
+    shown == ['feedback'] or e.views.teacher_tokens > e.rollout.sampling.max_tokens,
+    f'views.teacher shows {names}, but views.teacher_tokens is {e.views.teacher_tokens}, which does not hold '
+    f'a completion of rollout.sampling.max_tokens ({e.rollout.sampling.max_tokens}) and more; raise it.',
   )
 
 

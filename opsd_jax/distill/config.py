@@ -19,7 +19,8 @@ class ViewsConfig:
   """What the student and the teacher see, as templates.
 
   Fields in braces: `{problem}`, `{solution}`, `{answer}` and any of the problem's `meta` texts; a brace
-  of the text itself is doubled. `--set=views=NAME` takes the wording of a preset or of a TOML file.
+  of the text itself is doubled. `--set=views=NAME` takes the wording of a preset or of a TOML file. The
+  teacher's template may also show what `distill.privilege` lists.
 
   Attributes:
     student: the question alone.
@@ -33,6 +34,12 @@ class ViewsConfig:
     teacher_opening: the same for the teacher, such as `<think>` where its template expects that first.
     student_tokens: width that every student prompt is padded to.
     teacher_tokens: width that every teacher prompt is padded to.
+    solution_fraction: share of the solution's characters, from its beginning, in `{solution_start}`.
+    feedback_right: text of `{feedback}` for a row whose answer is right.
+    feedback_wrong: the same for any other row.
+    analysis: what the teacher is asked before it teaches (OPSD's reason-first): its own answer stands
+      between this prompt and `teacher`, which is then appended as it is. Empty for none.
+    analysis_tokens: budget of that answer.
   """
 
   student: str = '{problem}:'
@@ -45,6 +52,11 @@ class ViewsConfig:
   teacher_opening: str = ''
   student_tokens: int = 16
   teacher_tokens: int = 32
+  solution_fraction: float = 1.0
+  feedback_right: str = ''
+  feedback_wrong: str = ''
+  analysis: str = ''
+  analysis_tokens: int = 0
 
   def named(self, name: str) -> 'ViewsConfig':
     """The wording of a preset, or of a TOML file; the widths stay.
@@ -243,3 +255,16 @@ def validate_views(config: ViewsConfig) -> None:
       config.chat or value in (None, ''),
       f'views.{field} is {value!r}, but only a conversation has it; set views.chat=true.',
     )
+  require(
+    0 <= config.solution_fraction <= 1,
+    f'views.solution_fraction is {config.solution_fraction}; a share lies in 0..1.',
+  )
+  require(
+    config.analysis_tokens >= 0,
+    f'views.analysis_tokens is {config.analysis_tokens}; it must not be negative.',
+  )
+  require(
+    bool(config.analysis) == (config.analysis_tokens > 0),
+    f'views.analysis is {config.analysis!r} and views.analysis_tokens {config.analysis_tokens}: an analysis '
+    'needs a template and a budget of tokens; set both, or neither.',
+  )

@@ -17,7 +17,7 @@ from opsd_jax import files
 from opsd_jax import mesh as meshes
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.data.source import problems_of_update
-from opsd_jax.distill import packing, scoring, teachers, views
+from opsd_jax.distill import packing, privilege, scoring, teachers, views
 from opsd_jax.evaluate import accuracy as accuracies
 from opsd_jax.evaluate import retention
 from opsd_jax.grade import grading
@@ -105,12 +105,18 @@ def _make_update(
     seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
     student, average = complete(weights.params), complete(weights.teacher)
     teacher = teachers.params_for(setup.teacher, initial, average, student, external)
-    judge = functools.partial(grade, setup, problems)
+    judge, written = functools.partial(grade, setup, problems), ledger.Ledger()
+    if setup.views.analysis:
+      seen, written = sources.analysed(setup, taught_by, teacher, problems, number, worn(setup))
+      seen = (seen,)
     drawn = draw(setup, rollouts, student, teacher, prompts, seen, problems, judge, number)
     sampled = drawn.rollout
     rolled = time.monotonic()
 
     graded = judge(sampled)
+    if privilege.used(setup.views):
+      prompts, told, sampled = sources.by_row(setup, problems, prompts, sampled, graded)
+      seen = (told,)
     placed, rollout = meshes.shard_rows(setup.mesh, (prompts, sampled))
     seen = seen if compares else ()
     plan = packing.plan(
@@ -131,9 +137,9 @@ def _make_update(
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
       show_rollouts(setup, folder, number + 1, problems, sampled, graded, report.token_loss)
-    spent = drawn.spent + entries(setup, prompts, seen, sampled, plan)
+    spent = written + drawn.spent + entries(setup, prompts, seen, sampled, plan)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
-    metrics = describe(report, sampled, graded)
+    metrics = describe(report, drawn.rollout, graded)
     if drawn.own:
       metrics |= compare_programs(setup, label, report, sampled, number)
     else:

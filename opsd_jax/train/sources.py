@@ -4,6 +4,7 @@ GKD mixes them update by update (arXiv 2306.13649, algorithm 1). Whoever wrote a
 `Rollout`: its ids are what is scored.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from opsd_jax import mesh as meshes
 from opsd_jax.distill import views
+from opsd_jax.evaluate.accuracy import decode_rollout
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Example, Graded, Problem, Prompts, Rollout, Sampled
@@ -23,6 +25,7 @@ from opsd_jax.train.setup import Setup
 
 _COIN = 2  # beside the counters of data order and of cold-start rows
 _STRIDE = 0x9E3779B9  # between the seeds of two attempts at a rollout
+_ANALYSIS = 1 << 16  # an attempt that no rollout has
 NOT_THE_STUDENT = -1  # `policy_version` of what no student drew
 
 
@@ -157,6 +160,31 @@ def of_teacher(
   kept = rollout.length if config.keep == 'all' else np.where(right, rollout.length, 0)
   version = np.full_like(rollout.policy_version, NOT_THE_STUDENT)
   return Drawn(rollout.replace(length=np.int32(kept), policy_version=version), spent, own=False)
+
+
+def analysed(
+  setup: Setup, spec: ModelSpec, params: model.Params, problems: Sequence[Problem], number: int, adapters: int
+) -> tuple[Prompts, ledger.Ledger]:
+  """Teacher prompts [Q, P] that hold the teacher's own analysis of each problem, and what writing it took."""
+  asked = views.analysis_batch(setup.views, problems, setup.tokenizer)
+  sampling = dataclasses.replace(setup.rollout.sampling, max_tokens=setup.views.analysis_tokens)
+  own = dataclasses.replace(
+    setup, rollout=dataclasses.replace(setup.rollout, per_question=1, sampling=sampling)
+  )
+  drawn = sample(own, spec, params, asked, number, attempt=_ANALYSIS)
+  computed = ledger.sampled_positions(asked, drawn)
+  spent = ledger.rollout_entry(spec, asked.length, drawn.rollout.length, adapters, computed)
+  return views.with_analysis(setup.views, problems, setup.tokenizer, asked, drawn.rollout), spent
+
+
+def by_row(
+  setup: Setup, problems: Sequence[Problem], prompts: Prompts, rollout: Rollout, graded: Graded
+) -> tuple[Prompts, Prompts, Rollout]:
+  """The student's and the teacher's prompts, one a row, and the rows; those without a view have length 0."""
+  texts = decode_rollout(rollout, setup.tokenizer)
+  seen, kept = views.row_batch(setup.views, problems, setup.tokenizer, texts, graded.correct.tolist())
+  repeated = jax.tree.map(lambda x: np.repeat(x, len(texts) // len(problems), axis=0), prompts)
+  return repeated, seen, rollout.replace(length=np.int32(np.where(kept, rollout.length, 0)))
 
 
 def _where(rows: np.ndarray, first: Rollout, second: Rollout) -> Rollout:
