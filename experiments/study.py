@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import jax
 
 from opsd_jax.evaluate import accuracy, retention, statistics
-from opsd_jax.experiment import Experiment, assemble, with_control
+from opsd_jax.experiment import Control, Experiment, assemble, with_control
 from opsd_jax.files import write_json
 from opsd_jax.models import lora
 from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.model import Params
 from opsd_jax.records import Role
 from opsd_jax.rollout.engine import probe
-from opsd_jax.train import cold_start, distill, external, ledger, loop
+from opsd_jax.train import cold_start, distill, external, ledger, loop, warm_start
 from opsd_jax.train.setup import Setup
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -49,27 +49,51 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
     runs = {'cold_start': cold_start.run(setup, os.path.join(workdir, 'cold_start'))}
     base = runs['cold_start'].params
     taught = _teachers(experiment, setup, workdir)
-    runs['opsd'] = distill.run(setup, workdir, base, external=_params(taught.get('opsd')))
+    warm = {'opsd': warm_start.run(setup, workdir, base, 'opsd', _params(taught.get('opsd')))}
+    runs['opsd'] = distill.run(setup, workdir, warm['opsd'].params, external=_params(taught.get('opsd')))
     done = runs['opsd'].progress
+    learned = tokens(done) + tokens(warm['opsd'].progress)
     for control in experiment.controls:
-      tokens = max(done.ledger.sampled, done.ledger.scored_student)
-      arm = with_control(experiment, control, tokens, done.updates)
-      changed = assemble(arm, setup.mesh, setup.splits, setup.dropped, setup.retention)
-      folder, teacher = os.path.join(workdir, 'controls', control.name), _params(taught.get(control.name))
-      runs[control.name] = distill.run(changed, folder, base, label=control.name, external=teacher)
+      name, folder = control.name, os.path.join(workdir, 'controls', control.name)
+      teacher = _params(taught.get(name))
+      warm[name] = warm_start.run(_arm_setup(setup, experiment, control), folder, base, name, teacher)
+      left = max(learned - tokens(warm[name].progress), 1)
+      changed = _arm_setup(setup, experiment, control, left, done.updates)
+      runs[name] = distill.run(changed, folder, warm[name].params, label=name, external=teacher)
     evaluated = _evaluate_all(setup, runs, os.path.join(workdir, 'evaluation'))
-    arms = {name: run.progress for name, run in runs.items()}
+    arms = {name: _with(run.progress, warm.get(name)) for name, run in runs.items()}
     for teacher in taught.values():
       arms[teacher.row] = teacher.finished.progress
       evaluated[teacher.row] = _evaluate_teacher(teacher, workdir)
     chosen = distill.best(setup, workdir, base)
     if chosen is not None:
-      arms['opsd_best'] = chosen.progress
+      arms['opsd_best'] = _with(chosen.progress, warm['opsd'])
       evaluated['opsd_best'] = _evaluate_best(setup, base, chosen, arms['opsd'], evaluated['opsd'], workdir)
   _add_recovery(evaluated, taught)
   results = _results(experiment, setup, arms, evaluated)
   write_json(os.path.join(workdir, 'results.json'), results)
   return results
+
+
+def _arm_setup(setup: Setup, experiment: Experiment, control: Control, *budget: int) -> Setup:
+  """The workbench of a control, on the problems of the main run."""
+  arm = with_control(experiment, control, *budget)
+  return assemble(arm, setup.mesh, setup.splits, setup.dropped, setup.retention)
+
+
+def tokens(progress: loop.Progress) -> int:
+  """Completion tokens that a training drew, or learned from where they were given."""
+  return max(progress.ledger.sampled, progress.ledger.scored_student)
+
+
+def _with(progress: loop.Progress, before: loop.Finished | None) -> loop.Progress:
+  """What an arm took, its warm start among it; the updates are those after that."""
+  if before is None:
+    return progress
+  first = before.progress
+  return dataclasses.replace(
+    progress, ledger=first.ledger + progress.ledger, seconds=first.seconds + progress.seconds
+  )
 
 
 class _Teacher(NamedTuple):

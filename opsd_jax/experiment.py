@@ -41,7 +41,7 @@ from opsd_jax.text import tokenizer as text_room
 from opsd_jax.text.tokenizer import TokenizerConfig
 from opsd_jax.train import cold_start, recorder, sources
 from opsd_jax.train import config as train_room
-from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig, SourceConfig
+from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig, SourceConfig, WarmStartConfig
 from opsd_jax.train.recorder import MetricsConfig
 from opsd_jax.train.setup import Setup
 
@@ -80,6 +80,7 @@ class Experiment:
   views: ViewsConfig = ViewsConfig()
   rollout: RolloutConfig = RolloutConfig()
   source: SourceConfig = SourceConfig()
+  warm_start: WarmStartConfig = WarmStartConfig()
   teacher: TeacherConfig = TeacherConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
@@ -105,6 +106,7 @@ CONTROLLABLE = (
   'rollout.',
   'loop.',
   'source.',
+  'warm_start.',
 )
 _RESERVED = (
   'base',
@@ -158,6 +160,7 @@ def validate(experiment: Experiment) -> None:
   train_room.validate_cold_start(experiment.cold_start)
   train_room.validate_cold_start(experiment.teacher_start, 'teacher_start')
   train_room.validate_source(experiment.source)
+  train_room.validate_warm_start(experiment.warm_start, experiment.lora.rank)
   train_room.validate_agreement(experiment.source, experiment.objective)
   _validate_privilege(experiment)
   _validate_engine(experiment)
@@ -212,11 +215,12 @@ def _validate_privilege(experiment: Experiment) -> None:
   if not shown:
     return
   names = ' and '.join(f'{{{name}}}' for name in shown)
-  require(
-    e.source.kind == 'student',
-    f'views.teacher shows {names} of a rollout, but source.kind is {e.source.kind!r}; set '
-    'source.kind=student, or show the texts of the problem alone.',
-  )
+  for name, own in _sources(e).items():
+    require(
+      own.kind == 'student',
+      f'views.teacher shows {names} of a rollout of the student, but {name}.kind is {own.kind!r}; show the '
+      'texts of the problem alone.',
+    )
   require(
     not e.views.analysis,
     f'views.teacher shows {names}, but views.analysis is written once a question; leave one of them out.',
@@ -234,6 +238,12 @@ def _validate_privilege(experiment: Experiment) -> None:
     f'views.teacher shows {names}, but views.teacher_tokens is {e.views.teacher_tokens}, which does not hold '
     f'a completion of rollout.sampling.max_tokens ({e.rollout.sampling.max_tokens}) and more; raise it.',
   )
+
+
+def _sources(experiment: Experiment) -> dict[str, SourceConfig]:
+  """Whose completions a run learns from, by the setting that says so."""
+  warm = {'warm_start.source': experiment.warm_start.source} if experiment.warm_start.updates else {}
+  return {'source': experiment.source} | warm
 
 
 def _validate_engine(experiment: Experiment) -> None:
@@ -369,6 +379,7 @@ def assemble(
     cold_start=e.cold_start,
     teacher_start=e.teacher_start,
     source=e.source,
+    warm_start=e.warm_start,
     grade=e.grade,
     evaluate=e.evaluate,
     checkpoint=e.checkpoint,
@@ -398,7 +409,7 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
     wanted.append((control, with_control(experiment, control).views))
 
   arms = [experiment, *(with_control(experiment, control) for control in experiment.controls)]
-  told = {arm.source for arm in arms if arm.source.kind == 'solutions'}
+  told = {own for arm in arms for own in _sources(arm).values() if own.kind == 'solutions'}
   supervised = experiment.cold_start.updates or experiment.teacher_start.updates
   digest = hashlib.blake2b(digest_size=16)
 

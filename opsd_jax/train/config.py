@@ -79,6 +79,23 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+  """An arm's own supervised updates before it distils: the off-policy cold start of "Rethinking OPD" (5.1).
+
+  They imitate completions by cross-entropy. A frozen teacher is then the weights that this leaves.
+
+  Attributes:
+    updates: 0 for none.
+    source: of the completions; not the student.
+    optimizer: of this stage.
+  """
+
+  updates: int = 0
+  source: SourceConfig = SourceConfig(kind='teacher', keep='correct', attempts=3)
+  optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class LoopConfig:
   """A distillation run.
 
@@ -188,29 +205,49 @@ def validate_cold_start(config: ColdStartConfig, name: str = 'cold_start') -> No
   validate_decay(f'{name}.optimizer', config.optimizer, config.updates)
 
 
-def validate_source(config: SourceConfig) -> None:
-  """Raises `ConfigError` for completions that cannot be had."""
-  require_choice('source.kind', config.kind, ('student', 'solutions', 'teacher'))
-  require_choice('source.keep', config.keep, ('all', 'correct'))
+def validate_source(config: SourceConfig, name: str = 'source') -> None:
+  """Raises `ConfigError` for completions, set under `name`, that cannot be had."""
+  require_choice(f'{name}.kind', config.kind, ('student', 'solutions', 'teacher'))
+  require_choice(f'{name}.keep', config.keep, ('all', 'correct'))
   require(
     0 <= config.student_share < 1,
-    f'source.student_share is {config.student_share}; it must lie in [0, 1). For the student alone set '
-    'source.kind=student.',
+    f'{name}.student_share is {config.student_share}; it must lie in [0, 1). For the student alone set '
+    f'{name}.kind=student.',
   )
   require(
     config.kind != 'student' or config.student_share == 0,
-    f'source.student_share is {config.student_share}, but source.kind is student, which takes its rollouts '
-    'always; name the other source (solutions or teacher) in source.kind.',
+    f'{name}.student_share is {config.student_share}, but {name}.kind is student, which takes its rollouts '
+    f'always; name the other source (solutions or teacher) in {name}.kind.',
   )
   require(
     config.keep == 'all' or config.kind == 'teacher',
-    f"source.keep is 'correct', but source.kind is {config.kind!r}; only a teacher's rollouts are rejected.",
+    f"{name}.keep is 'correct', but {name}.kind is {config.kind!r}; only a teacher's rollouts are rejected.",
   )
-  require(config.attempts > 0, f'source.attempts is {config.attempts}; it must be positive.')
+  require(config.attempts > 0, f'{name}.attempts is {config.attempts}; it must be positive.')
   require(
     config.attempts == 1 or config.keep == 'correct',
-    f'source.attempts is {config.attempts}, but no rollout is rejected; set source.keep=correct.',
+    f'{name}.attempts is {config.attempts}, but no rollout is rejected; set {name}.keep=correct.',
   )
+
+
+def validate_warm_start(config: WarmStartConfig, lora_rank: int) -> None:
+  """Raises `ConfigError` for a warm start that cannot run."""
+  require(config.updates >= 0, f'warm_start.updates is {config.updates}; it must not be negative.')
+  if not config.updates:
+    return
+  require(
+    lora_rank == 0,
+    f'warm_start.updates is {config.updates}, which trains all weights, but lora.rank is {lora_rank}; set '
+    'lora.rank=0, or warm_start.updates=0.',
+  )
+  validate_source(config.source, 'warm_start.source')
+  require(
+    config.source.kind != 'student' and config.source.student_share == 0,
+    "warm_start.source takes the student's own rollouts, and imitating those teaches nothing on average; set "
+    'warm_start.source.kind to solutions or teacher, and warm_start.source.student_share=0.',
+  )
+  validate_optimizer('warm_start.optimizer', config.optimizer)
+  validate_decay('warm_start.optimizer', config.optimizer, config.updates)
 
 
 def validate_agreement(source: SourceConfig, objective: ObjectiveConfig) -> None:

@@ -35,13 +35,19 @@ _ADAPTERS = 1  # folded into the seed, whose own draws are the random weights
 
 
 def run(
-  setup: Setup, folder: str, initial: model.Params, label: str = 'opsd', external: model.Params | None = None
+  setup: Setup,
+  folder: str,
+  initial: model.Params,
+  label: str = 'opsd',
+  external: model.Params | None = None,
+  optimizer_settings: str = 'optimizer',
 ) -> loop.Finished:
   """Distils from `initial` until the budget is spent; continues an earlier attempt in `folder`.
 
   `initial` is the student's first weights, the frozen teacher and, with `lora`, what the adapters stand
   beside: only they are trained, and `params` of what is returned are theirs alone. `external` is the
-  external teacher (`external.prepare`), None where the teacher is another.
+  external teacher (`external.prepare`), None where the teacher is another; `optimizer_settings` is where the
+  optimiser was set.
   """
   optimizer = state.make_optimizer(setup.optimizer)
   shape = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher)
@@ -54,6 +60,7 @@ def run(
     update=_make_update(setup, initial, external, optimizer, shape, folder, label),
     validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
+    optimizer_settings=optimizer_settings,
   )
   return loop.run(work, setup)
 
@@ -114,7 +121,7 @@ def _make_update(
     rolled = time.monotonic()
 
     graded = judge(sampled)
-    if privilege.used(setup.views):
+    if compares and privilege.used(setup.views):
       prompts, told, sampled = sources.by_row(setup, problems, prompts, sampled, graded)
       seen = (told,)
     placed, rollout = meshes.shard_rows(setup.mesh, (prompts, sampled))
