@@ -140,12 +140,21 @@ def tokenize_prompts(
 
 def misfit(config: ViewsConfig, problem: Problem, tokenizer: Tokenizer) -> str | None:
   """Why the problem cannot be asked under these views, in words that many problems share; None if it can."""
-  texts = {'student': (student_prompt(config, problem, tokenizer),)}
-  texts['teacher'] = teacher_prompts(config, problem, tokenizer)
-  room = config.teacher_tokens - config.analysis_tokens
-  for role, width in (('student', config.student_tokens), ('teacher', room)):
-    if any(len(prompt_ids(config, text, tokenizer)) > width for text in texts[role]):
-      return f"its {role}'s prompt is longer than views.{role}_tokens ({width})"
+  asked = len(prompt_ids(config, student_prompt(config, problem, tokenizer), tokenizer))
+  if asked > config.student_tokens:
+    return f"its student's prompt is longer than views.student_tokens ({config.student_tokens})"
+  if config.analysis:
+    told = len(prompt_ids(config, analysis_prompt(config, problem, tokenizer), tokenizer))
+    told += config.analysis_tokens + len(_after_analysis(config, problem, tokenizer))
+    if told > config.teacher_tokens:
+      return (
+        f"its teacher's prompt, with views.analysis_tokens ({config.analysis_tokens}) between, is longer "
+        f'than views.teacher_tokens ({config.teacher_tokens})'
+      )
+    return None
+  told = teacher_prompts(config, problem, tokenizer)
+  if any(len(prompt_ids(config, text, tokenizer)) > config.teacher_tokens for text in told):
+    return f"its teacher's prompt is longer than views.teacher_tokens ({config.teacher_tokens})"
   return None
 
 
@@ -208,11 +217,15 @@ def with_analysis(
   """
   ids, length = np.zeros_like(asked.ids), np.zeros_like(asked.length)
   for row, problem in enumerate(problems):
-    own = fill(
-      config.teacher, problem, 'views.teacher', tokenizer.protect, privilege.of_problem(config, problem)
-    )
-    after = tokenizer.encode_template(own + config.teacher_opening)
+    after = _after_analysis(config, problem, tokenizer)
     drawn = written.ids[row, : written.length[row] - int(written.stopped[row])]
     tokens = np.concatenate([asked.ids[row, : asked.length[row]], drawn, np.int32(after)])
     ids[row, : len(tokens)], length[row] = tokens, len(tokens)
   return Prompts(ids=ids, length=length, problem_id=asked.problem_id)
+
+
+def _after_analysis(config: ViewsConfig, problem: Problem, tokenizer: Tokenizer) -> list[int]:
+  """Ids of what follows on the analysis: the teacher's template as it is."""
+  texts = privilege.of_problem(config, problem)
+  own = fill(config.teacher, problem, 'views.teacher', tokenizer.protect, texts)
+  return tokenizer.encode_template(own + config.teacher_opening)
