@@ -73,10 +73,12 @@ def test_the_gradient_matches_differences_of_the_loss():
   assert flat(update('one').gradient) @ flat(direction) == pytest.approx(expected, rel=SAME)
 
 
+@pytest.mark.slow
 def test_packed_rows_on_eight_devices_make_the_same_update():
   assert_same_update(update('cube', packing='packed', micro_tokens=104), update('one'))
 
 
+@pytest.mark.slow
 def test_samples_may_count_alike_at_a_temperature():
   found = float(update('one', 'sample_mean', TEMPERATURE).report.loss)
   rows = oracle_token_loss(make_params(SPEC), TEMPERATURE).sum(1)[LENGTHS > 0] / LENGTHS[LENGTHS > 0]

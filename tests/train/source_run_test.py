@@ -22,6 +22,14 @@ WIDER += ('teacher.model.mlp_dim=40', 'teacher.model.vocab_size=26', 'teacher.mo
 WIDER += ('views.teacher={problem}:', 'teacher_start.updates=2', 'teacher_start.batch=4')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quickly():
+  """Most of the time would go into optimising programs that run once."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 def workbench(*settings):
   setup = build(common.with_settings(recipes.load('quickstart'), [*ALONE, *settings]))
   return dataclasses.replace(setup, mesh=one_device())
@@ -89,6 +97,7 @@ def test_the_sampler_is_compared_where_it_drew_alone(mixture):
     assert row.get('parity_gap', 0) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_alike(mixture, tmp_path):
   setup, _, _, trained, rows = mixture
   train(setup, tmp_path, updates=3)
@@ -115,6 +124,7 @@ def test_the_teacher_is_wider_and_trained_on_clean_solutions(mixture):
 # Imitation.
 
 
+@pytest.mark.slow
 def test_rejected_rollouts_teach_nothing_and_cost_tokens(tmp_path):
   """Random weights answer nothing rightly."""
   settings = ('source.kind=teacher', 'source.keep=correct', 'source.attempts=2', 'objective.estimator=nll')
@@ -123,6 +133,7 @@ def test_rejected_rollouts_teach_nothing_and_cost_tokens(tmp_path):
   assert row['total/sampled'] > 0
 
 
+@pytest.mark.slow
 def test_a_warm_start_imitates_before_the_arm_distils(tmp_path):
   settings = ('warm_start.updates=2', 'warm_start.source.kind=solutions', 'warm_start.source.keep=all')
   setup = workbench(*settings, 'warm_start.source.attempts=1', 'loop.updates=1')
@@ -136,6 +147,7 @@ def test_a_warm_start_imitates_before_the_arm_distils(tmp_path):
 # Privileges that are known after the rollouts, or written by the teacher.
 
 
+@pytest.mark.slow
 def test_feedback_is_read_once_a_row(tmp_path):
   view = ('views.teacher={problem}|{attempt}{feedback}:', 'views.feedback_wrong=-', 'views.teacher_tokens=64')
   setup = workbench(*view, 'rollout.per_question=2', 'rollout.sampling.max_tokens=12', 'loop.updates=1')
@@ -147,6 +159,7 @@ def test_feedback_is_read_once_a_row(tmp_path):
   assert 0 < marks <= row['tokens'] and json.loads(shown.read_text())
 
 
+@pytest.mark.slow
 def test_the_teachers_analysis_is_drawn_and_paid_for(tmp_path):
   view = ('views.analysis={problem}|{reference}:', 'views.analysis_tokens=6', 'views.teacher=|{problem}:')
   setup = workbench(*view, 'views.teacher_tokens=40', 'loop.updates=1')
