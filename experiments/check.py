@@ -62,7 +62,8 @@ def main(experiment: Experiment) -> int:
   print(f'divergence: {served}')
   _show_memory(experiment, setup)
   trained = updates > 0 or setup.weights.path is not None
-  found = preflight.warnings(readings, setup.views, setup.tokenizer, setup.objective, trained, taught)
+  needless = taught or setup.objective.estimator == 'nll'
+  found = preflight.warnings(readings, setup.views, setup.tokenizer, setup.objective, trained, needless)
   return _show_warnings(found + preflight.layout_warnings(setup.mesh, setup.rollout))
 
 

@@ -118,12 +118,12 @@ def warnings(
   tokenizer: Tokenizer,
   objective: ObjectiveConfig,
   trained: bool,
-  taught: bool = False,
+  needless: bool = False,
 ) -> list[str]:
   """What is probably a mistake, each with its remedy.
 
-  `trained` says whether the weights that read are worth judging by: random ones gain by chance. `taught`
-  says that another model is the teacher, which needs no privilege.
+  `trained` says whether the weights that read are worth judging by: random ones gain by chance. `needless`
+  says that no privilege is needed: another model teaches, or no teacher is asked.
   """
   found = _thinking_warnings(config, tokenizer)
   cut = sum(r.kept < len(r.tokens) for r in readings)
@@ -147,7 +147,7 @@ def warnings(
       f'template mismatch: {hidden} of {len(readings)} problems do not stand in both prompts; put '
       '{problem} into views.student and views.teacher.'
     )
-  return found + _signal_warnings(readings, objective, trained, taught)
+  return found + _signal_warnings(readings, objective, trained, needless)
 
 
 def _thinking_warnings(config: ViewsConfig, tokenizer: Tokenizer) -> list[str]:
@@ -167,7 +167,7 @@ def _thinking_warnings(config: ViewsConfig, tokenizer: Tokenizer) -> list[str]:
 
 
 def _signal_warnings(
-  readings: Sequence[Reading], objective: ObjectiveConfig, trained: bool, taught: bool
+  readings: Sequence[Reading], objective: ObjectiveConfig, trained: bool, needless: bool
 ) -> list[str]:
   leaked = sum(_leaks(r) for r in readings)
   gain = float(np.mean([r.gain for r in readings]))
@@ -179,7 +179,7 @@ def _signal_warnings(
       f'leak: {leaked} of {len(readings)} student prompts hold the solution or a text of data.fields.meta; '
       'the student must see the question alone.'
     )
-  if taught:
+  if needless:
     return found
   if same and equal_temperatures:
     found.append(

@@ -121,6 +121,16 @@ def test_the_teacher_is_wider_and_trained_on_clean_solutions(mixture):
   ]
 
 
+def test_rows_of_a_cold_start_take_the_students_templates_in_turn():
+  texts = "cold_start.student_texts=('{problem}:', '{problem}|:')"
+  setup = workbench('cold_start.updates=1', 'cold_start.batch=4', 'cold_start.teacher_fraction=0.25', texts)
+  prompts, _, _ = cold_start.supervised_batch(setup, 0)
+  ends = [setup.tokenizer.decode(i[n - 2 : n].tolist()) for i, n in zip(prompts.ids, prompts.length)]
+  assert [end == '|:' for end in ends] == [False, True, False, True]
+  with pytest.raises(train_room.ConfigError, match=r'longer than views.student_tokens \(10\)'):
+    workbench('cold_start.updates=1', 'cold_start.batch=4', texts, 'views.student_tokens=10')
+
+
 # Imitation.
 
 
