@@ -40,6 +40,8 @@ def external_head(config: TeacherConfig, external: Params, rows: int) -> jax.Arr
   Published sizes of one vocabulary pad it differently: rows that no token has are cut off, or are zeros.
   """
   head = model.head(config.model, external)
+  if head.shape[0] == rows:
+    return head
   return jnp.pad(head[:rows], ((0, max(rows - head.shape[0], 0)), (0, 0)))
 
 

@@ -113,7 +113,7 @@ def _make_update(
     student, average = complete(weights.params), complete(weights.teacher)
     teacher = teachers.params_for(setup.teacher, initial, average, student, external)
     judge, written = functools.partial(grade, setup, problems), ledger.Ledger()
-    if setup.views.analysis:
+    if setup.views.analysis and (compares or setup.source.kind == 'teacher'):
       seen, written = sources.analysed(setup, taught_by, teacher, problems, number, worn(setup))
       seen = (seen,)
     drawn = draw(setup, rollouts, student, teacher, prompts, seen, problems, judge, number)
@@ -153,6 +153,8 @@ def _make_update(
       metrics.pop('logp_gap', None)  # of a student's sampler, which drew nothing
     if setup.source.kind != 'student':
       metrics['own_rollouts'] = int(drawn.own)
+    if setup.source.keep != 'all' or privilege.used(setup.views):
+      metrics['rows_scored'] = float((sampled.length > 0).mean())
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 
   return update

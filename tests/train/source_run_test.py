@@ -140,7 +140,7 @@ def test_rejected_rollouts_teach_nothing_and_cost_tokens(tmp_path):
   settings = ('source.kind=teacher', 'source.keep=correct', 'source.attempts=2', 'objective.estimator=nll')
   _, (row,) = train(workbench(*settings, 'loop.updates=1'), tmp_path)
   assert row['loss'] == row['tokens'] == row['grad_norm'] == row['total/scored_teacher'] == 0
-  assert row['total/sampled'] > 0
+  assert row['total/sampled'] > 0 == row['rows_scored']
 
 
 @pytest.mark.slow
@@ -166,6 +166,7 @@ def test_feedback_is_read_once_a_row(tmp_path):
   # Its own prompt for each of 8 rows: BOS, 9 characters of the question, a bar, the attempt, a mark, a colon.
   marks = row['total/prompt_teacher'] - 8 * (1 + 9 + 3)
   (shown,) = (tmp_path / 'rollouts').glob('*.json')
+  assert row['rows_scored'] == 1
   assert 0 < marks <= row['tokens'] and json.loads(shown.read_text())
 
 
