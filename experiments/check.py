@@ -56,10 +56,14 @@ def main(experiment: Experiment) -> int:
     f'({origin})'
   )
   print(f'rollouts: {sampler} (validation and evaluation: our own sampler)')
-  print(f'divergence: {objective.served_by(setup.objective, setup.spec, setup.exam.valid_vocab)}')
+  taught = setup.teacher.kind == 'external'
+  taught_by = setup.teacher.model if taught else None
+  served = objective.served_by(setup.objective, setup.spec, setup.exam.valid_vocab, taught_by)
+  print(f'divergence: {served}')
   _show_memory(experiment, setup)
   trained = updates > 0 or setup.weights.path is not None
-  found = preflight.warnings(readings, setup.views, setup.tokenizer, setup.objective, trained)
+  needless = taught or setup.objective.estimator == 'nll'
+  found = preflight.warnings(readings, setup.views, setup.tokenizer, setup.objective, trained, needless)
   return _show_warnings(found + preflight.layout_warnings(setup.mesh, setup.rollout))
 
 

@@ -6,19 +6,21 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from opsd_jax.evaluate import accuracy, retention
-from opsd_jax.experiment import Experiment, assemble, with_control
+from opsd_jax.evaluate import accuracy, retention, statistics
+from opsd_jax.experiment import Control, Experiment, assemble, with_control
 from opsd_jax.files import write_json
 from opsd_jax.models import lora
+from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.model import Params
 from opsd_jax.records import Role
 from opsd_jax.rollout.engine import probe
-from opsd_jax.train import cold_start, distill, ledger, loop
+from opsd_jax.train import cold_start, distill, external, ledger, loop, warm_start
 from opsd_jax.train.setup import Setup
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -46,22 +48,106 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
   with jax.set_mesh(setup.mesh):
     runs = {'cold_start': cold_start.run(setup, os.path.join(workdir, 'cold_start'))}
     base = runs['cold_start'].params
-    runs['opsd'] = distill.run(setup, workdir, base)
+    taught = _teachers(experiment, setup, workdir)
+    warm = {'opsd': warm_start.run(setup, workdir, base, 'opsd', _params(taught.get('opsd')))}
+    runs['opsd'] = distill.run(setup, workdir, warm['opsd'].params, external=_params(taught.get('opsd')))
     done = runs['opsd'].progress
+    learned = tokens(done) + tokens(warm['opsd'].progress)
     for control in experiment.controls:
-      arm = with_control(experiment, control, done.ledger.sampled, done.updates)
-      changed = assemble(arm, setup.mesh, setup.splits, setup.dropped, setup.retention)
-      folder = os.path.join(workdir, 'controls', control.name)
-      runs[control.name] = distill.run(changed, folder, base, label=control.name)
+      name, folder = control.name, os.path.join(workdir, 'controls', control.name)
+      teacher = _params(taught.get(name))
+      warm[name] = warm_start.run(_arm_setup(setup, experiment, control), folder, base, name, teacher)
+      left = max(learned - tokens(warm[name].progress), 1)
+      changed = _arm_setup(setup, experiment, control, left, done.updates)
+      runs[name] = distill.run(changed, folder, warm[name].params, label=name, external=teacher)
     evaluated = _evaluate_all(setup, runs, os.path.join(workdir, 'evaluation'))
-    arms = {name: run.progress for name, run in runs.items()}
+    arms = {name: _with(run.progress, warm.get(name)) for name, run in runs.items()}
+    for teacher in taught.values():
+      arms[teacher.row] = teacher.finished.progress
+      evaluated[teacher.row] = _evaluate_teacher(teacher, workdir)
     chosen = distill.best(setup, workdir, base)
     if chosen is not None:
-      arms['opsd_best'] = chosen.progress
+      arms['opsd_best'] = _with(chosen.progress, warm['opsd'])
       evaluated['opsd_best'] = _evaluate_best(setup, base, chosen, arms['opsd'], evaluated['opsd'], workdir)
+  _add_recovery(evaluated, taught)
   results = _results(experiment, setup, arms, evaluated)
   write_json(os.path.join(workdir, 'results.json'), results)
   return results
+
+
+def _arm_setup(setup: Setup, experiment: Experiment, control: Control, *budget: int) -> Setup:
+  """The workbench of a control, on the problems of the main run."""
+  arm = with_control(experiment, control, *budget)
+  return assemble(arm, setup.mesh, setup.splits, setup.dropped, setup.retention)
+
+
+def tokens(progress: loop.Progress) -> int:
+  """Completion tokens that a training drew, or learned from where they were given."""
+  return max(progress.ledger.sampled, progress.ledger.scored_student)
+
+
+def _with(progress: loop.Progress, before: loop.Finished | None) -> loop.Progress:
+  """What an arm took, its warm start among it; the updates are those after that."""
+  if before is None:
+    return progress
+  first = before.progress
+  return dataclasses.replace(
+    progress, ledger=first.ledger + progress.ledger, seconds=first.seconds + progress.seconds
+  )
+
+
+class _Teacher(NamedTuple):
+  """An external teacher of one or more arms.
+
+  Attributes:
+    row: its folder, and its row in the table.
+    setup: of the first arm that it teaches, with the teacher's own model in place of the student's.
+    finished: its weights, and what training them took.
+  """
+
+  row: str
+  setup: Setup
+  finished: loop.Finished
+
+
+def _teachers(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, _Teacher]:
+  """The external teachers by the arms that they teach; arms that name the same one share it."""
+  arms = {'opsd': experiment} | {c.name: with_control(experiment, c) for c in experiment.controls}
+  known: dict[Any, _Teacher] = {}
+  taught = {}
+  for name, arm in arms.items():
+    if arm.teacher.kind != 'external':
+      continue
+    key = arm.teacher.model, arm.teacher.weights
+    if key not in known:
+      row = f'teacher_of_{name}' if known else 'teacher'
+      finished = external.prepare(dataclasses.replace(setup, teacher=arm.teacher), os.path.join(workdir, row))
+      own = dataclasses.replace(setup, spec=arm.teacher.model, lora=LoraConfig(), views=arm.views)
+      known[key] = _Teacher(row, own, finished)
+    taught[name] = known[key]
+  return taught
+
+
+def _params(teacher: _Teacher | None) -> Params | None:
+  return None if teacher is None else teacher.finished.params
+
+
+def _evaluate_teacher(teacher: _Teacher, workdir: str) -> dict[str, Any]:
+  """The row of an external teacher, asked under the view that it teaches from."""
+  path = os.path.join(workdir, 'evaluation', f'{teacher.row}.json')
+  return _evaluate(teacher.setup, teacher.finished.params, 'teacher', teacher.finished, path)
+
+
+def _add_recovery(evaluated: dict[str, dict[str, Any]], taught: dict[str, _Teacher]) -> None:
+  """Adds to every arm with an external teacher how much of the way to it the arm has come."""
+  best = {'opsd_best': taught['opsd']} if 'opsd' in taught and 'opsd_best' in evaluated else {}
+  for name, teacher in (taught | best).items():
+    evaluated[name]['gap_recovery'] = {
+      kind: statistics.gap_recovery(
+        *(evaluated[row][f'{kind}_accuracy'] for row in ('base', name, teacher.row))
+      )
+      for kind in ('sampled', 'greedy')
+    }
 
 
 def _evaluate_all(setup: Setup, runs: dict[str, loop.Finished], folder: str) -> dict[str, dict[str, Any]]:
@@ -142,6 +228,7 @@ def _results(
     'cold_start': seconds['cold_start'],
     'opsd': seconds['opsd'],
     'controls': sum(seconds[c.name] for c in experiment.controls),
+    **{name: spent for name, spent in seconds.items() if re.match('teacher($|_of_)', name)},
     'evaluation': sum(row['seconds'] for row in evaluated.values()),
   }
   table = {

@@ -17,7 +17,7 @@ from opsd_jax.data import cleaning, index, source
 from opsd_jax.data.config import DataConfig
 from opsd_jax.data.source import Splits
 from opsd_jax.distill import config as distill_room
-from opsd_jax.distill import views, weigh_config
+from opsd_jax.distill import privilege, views, weigh_config
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.distill.packing import run_width
 from opsd_jax.distill.weigh_config import WeighConfig
@@ -40,9 +40,9 @@ from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.rollout.engine import config as engine_room
 from opsd_jax.text import tokenizer as text_room
 from opsd_jax.text.tokenizer import TokenizerConfig
-from opsd_jax.train import cold_start, recorder
+from opsd_jax.train import cold_start, recorder, sources
 from opsd_jax.train import config as train_room
-from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
+from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig, SourceConfig, WarmStartConfig
 from opsd_jax.train.recorder import MetricsConfig
 from opsd_jax.train.setup import Setup
 
@@ -67,6 +67,7 @@ class Experiment:
   Attributes:
     name: of the recipe.
     seed: of the weights, the data order and the sampling.
+    teacher_start: supervised training that makes an external teacher, on clean solutions by default.
   """
 
   name: str
@@ -79,12 +80,15 @@ class Experiment:
   mesh: MeshConfig = MeshConfig()
   views: ViewsConfig = ViewsConfig()
   rollout: RolloutConfig = RolloutConfig()
+  source: SourceConfig = SourceConfig()
+  warm_start: WarmStartConfig = WarmStartConfig()
   teacher: TeacherConfig = TeacherConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   weigh: WeighConfig = WeighConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
   cold_start: ColdStartConfig = ColdStartConfig()
+  teacher_start: ColdStartConfig = ColdStartConfig(clean=True)
   grade: GradeConfig = GradeConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
@@ -93,10 +97,24 @@ class Experiment:
 
 
 # What a control may change. The rest is shared with the main run: its cold start, its data, its test.
-CONTROLLABLE = ('views.teacher', 'teacher.', 'objective.', 'weigh.', 'optimizer.', 'rollout.', 'loop.')
+CONTROLLABLE = (
+  'views.teacher',
+  'views.solution_fraction',
+  'views.feedback',
+  'views.analysis',
+  'teacher.',
+  'objective.',
+  'weigh.',
+  'optimizer.',
+  'rollout.',
+  'loop.',
+  'source.',
+  'warm_start.',
+)
 _RESERVED = (
   'base',
   'teacher_view',
+  'teacher',
   'cold_start',
   'opsd',
   'opsd_best',
@@ -138,12 +156,18 @@ def validate(experiment: Experiment) -> None:
   distill_room.validate_views(experiment.views)
   rollout_room.validate(experiment.rollout, tokenizer_size)
   distill_room.validate_teacher(experiment.teacher)
+  _validate_external(experiment, tokenizer_size)
   distill_room.validate_objective(experiment.objective, tokenizer_size)
   rollouts = experiment.rollout.questions * experiment.rollout.per_question
   weigh_config.validate(experiment.weigh, rollouts)
   train_room.validate_optimizer('optimizer', experiment.optimizer)
   train_room.validate_loop(experiment.loop, _widest(experiment))
   train_room.validate_cold_start(experiment.cold_start)
+  train_room.validate_cold_start(experiment.teacher_start, 'teacher_start')
+  train_room.validate_source(experiment.source)
+  train_room.validate_warm_start(experiment.warm_start, experiment.lora.rank)
+  train_room.validate_agreement(experiment.source, experiment.objective, experiment.weigh)
+  _validate_privilege(experiment)
   _validate_engine(experiment)
   budget = train_room.parse_budget(experiment.loop)
   if budget.unit == 'updates':
@@ -170,6 +194,63 @@ def _validate_numbers(experiment: Experiment) -> None:
     require(not is_seed or 0 <= value < 2**32, f'{name} is {value}; a seed lies in 0..{2**32 - 1}.')
 
 
+def _validate_external(experiment: Experiment, drawn: int) -> None:
+  """An external teacher has weights, and means by every id what the student means."""
+  teacher = experiment.teacher
+  distill_room.validate_external(teacher, drawn, experiment.teacher_start.updates)
+  folder = teacher.weights.path if teacher.kind == 'external' else None
+  if folder is None or folder == experiment.tokenizer.path or not text_room.is_in(folder):
+    return
+  theirs = text_room.make_tokenizer(TokenizerConfig(path=folder, eos_tokens=experiment.tokenizer.eos_tokens))
+  differs = text_room.difference(text_room.make_tokenizer(experiment.tokenizer), theirs)
+  require(
+    differs is None,
+    f'teacher.weights.path={folder} has another vocabulary than the student: {differs}. Take a teacher of '
+    'the same tokenizer.',
+  )
+
+
+def _validate_privilege(experiment: Experiment) -> None:
+  """What a teacher's template shows of rollouts is there when it is filled."""
+  e = experiment
+  try:
+    shown = sorted(privilege.used(e.views))
+  except ValueError as error:
+    raise ConfigError(f'views.teacher is {e.views.teacher!r}: {error}.') from error
+  if not shown:
+    return
+  names = ' and '.join(f'{{{name}}}' for name in shown)
+  for name, own in _sources(e).items():
+    require(
+      own.kind == 'student',
+      f'views.teacher shows {names} of a rollout of the student, but {name}.kind is {own.kind!r}; show the '
+      'texts of the problem alone.',
+    )
+  require(
+    not e.views.analysis,
+    f'views.teacher shows {names}, but views.analysis is written once a question; leave one of them out.',
+  )
+  require(
+    'sibling' not in shown or e.rollout.per_question > 1,
+    f'views.teacher shows {{sibling}}, but rollout.per_question is {e.rollout.per_question}; raise it to 2.',
+  )
+  require(
+    'feedback' not in shown or bool(e.views.feedback_right or e.views.feedback_wrong),
+    'views.teacher shows {feedback}, but views.feedback_right and views.feedback_wrong are empty; set them.',
+  )
+  require(
+    shown == ['feedback'] or e.views.teacher_tokens > e.rollout.sampling.max_tokens,
+    f'views.teacher shows {names}, but views.teacher_tokens is {e.views.teacher_tokens}, which does not hold '
+    f'a completion of rollout.sampling.max_tokens ({e.rollout.sampling.max_tokens}) and more; raise it.',
+  )
+
+
+def _sources(experiment: Experiment) -> dict[str, SourceConfig]:
+  """Whose completions a run learns from, by the setting that says so."""
+  warm = {'warm_start.source': experiment.warm_start.source} if experiment.warm_start.updates else {}
+  return {'source': experiment.source} | warm
+
+
 def _validate_engine(experiment: Experiment) -> None:
   e = experiment
   engine_room.validate_agreement(
@@ -188,6 +269,7 @@ def _validate_controls(experiment: Experiment) -> None:
     require(
       re.fullmatch('[a-z0-9_]+', control.name) is not None
       and control.name not in _RESERVED
+      and not control.name.startswith('teacher_of_')
       and names.count(control.name) == 1,
       f'control {control.name!r}: a name is of lower-case letters, digits and _, stands once, and is none of '
       f'{", ".join(_RESERVED)}.',
@@ -301,6 +383,9 @@ def assemble(
     optimizer=e.optimizer,
     loop=e.loop,
     cold_start=e.cold_start,
+    teacher_start=e.teacher_start,
+    source=e.source,
+    warm_start=e.warm_start,
     grade=e.grade,
     evaluate=e.evaluate,
     checkpoint=e.checkpoint,
@@ -312,7 +397,8 @@ def assemble(
 def _needed(experiment: Experiment) -> dict[str, int]:
   """Training problems that an update takes, by the setting that says so."""
   rows = {'rollout.questions': experiment.rollout.questions}
-  return rows | ({'cold_start.batch': experiment.cold_start.batch} if experiment.cold_start.updates else {})
+  stages = {'cold_start': experiment.cold_start, 'teacher_start': experiment.teacher_start}
+  return rows | {f'{name}.batch': stage.batch for name, stage in stages.items() if stage.updates}
 
 
 def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, dict[str, int]], str]:
@@ -322,9 +408,15 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
   """
   tokenizer = text_room.make_tokenizer(experiment.tokenizer)
   wanted = [(None, experiment.views)]
+  for stage in (experiment.cold_start, experiment.teacher_start):
+    others = cold_start.student_views(stage, experiment.views) if stage.updates else []
+    wanted += [(None, own) for own in others if own != experiment.views]
   for control in experiment.controls:
     wanted.append((control, with_control(experiment, control).views))
 
+  arms = [experiment, *(with_control(experiment, control) for control in experiment.controls)]
+  told = {own for arm in arms for own in _sources(arm).values() if own.kind == 'solutions'}
+  supervised = experiment.cold_start.updates or experiment.teacher_start.updates
   digest = hashlib.blake2b(digest_size=16)
 
   def misfit(problem: Problem) -> str | None:
@@ -337,11 +429,13 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
 
   def solution_misfit(problem: Problem) -> str | None:
     width = experiment.rollout.sampling.max_tokens
-    return misfit(problem) or cold_start.misfit(problem, tokenizer, width)
+    found = misfit(problem) or (cold_start.misfit(problem, tokenizer, width) if supervised else None)
+    others = (sources.misfit(config, problem, tokenizer, width) for config in told)
+    return found or next(filter(None, others), None)
 
   chosen = {}
   for field in dataclasses.fields(splits):
-    trained = field.name == 'train' and experiment.cold_start.updates
+    trained = field.name == 'train' and (supervised or told)
     chosen[field.name] = index.select(
       getattr(splits, field.name),
       solution_misfit if trained else misfit,

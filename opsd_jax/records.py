@@ -67,7 +67,7 @@ class Rollout:
     behaviour_logp: float32 [B, T], log-prob after temperature and truncation: what it was drawn from; NaN
       where a server does not tell.
     rollout_index: int32 [B], which of the question's rollouts this row is.
-    policy_version: int32 [B], updates that the weights had taken which drew the row.
+    policy_version: int32 [B], updates that the weights had taken which drew the row; -1 where no student did.
   """
 
   ids: Array

@@ -13,9 +13,9 @@ import numpy as np
 
 from kernels import chunks, tiles
 from kernels.linear_logprob.api import linear_logprob
-from opsd_jax.distill import views
+from opsd_jax.distill import teachers, views
 from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
-from opsd_jax.mesh import row_shards
+from opsd_jax.mesh import AXES, row_shards
 from opsd_jax.models import lora, model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem, Prompts, length_mask
@@ -119,10 +119,12 @@ def warnings(
   tokenizer: Tokenizer,
   objective: ObjectiveConfig,
   trained: bool,
+  needless: bool = False,
 ) -> list[str]:
   """What is probably a mistake, each with its remedy.
 
-  `trained` says whether the weights that read are worth judging by: random ones gain by chance.
+  `trained` says whether the weights that read are worth judging by: random ones gain by chance. `needless`
+  says that no privilege is needed: another model teaches, or no teacher is asked.
   """
   found = _thinking_warnings(config, tokenizer)
   cut = sum(r.kept < len(r.tokens) for r in readings)
@@ -146,7 +148,7 @@ def warnings(
       f'template mismatch: {hidden} of {len(readings)} problems do not stand in both prompts; put '
       '{problem} into views.student and views.teacher.'
     )
-  return found + _signal_warnings(readings, objective, trained)
+  return found + _signal_warnings(readings, objective, trained, needless)
 
 
 def _thinking_warnings(config: ViewsConfig, tokenizer: Tokenizer) -> list[str]:
@@ -165,7 +167,9 @@ def _thinking_warnings(config: ViewsConfig, tokenizer: Tokenizer) -> list[str]:
   ]
 
 
-def _signal_warnings(readings: Sequence[Reading], objective: ObjectiveConfig, trained: bool) -> list[str]:
+def _signal_warnings(
+  readings: Sequence[Reading], objective: ObjectiveConfig, trained: bool, needless: bool
+) -> list[str]:
   found = []
   if objective.estimator == 'reward_topk' and objective.k == 1:
     found.append(
@@ -181,6 +185,8 @@ def _signal_warnings(readings: Sequence[Reading], objective: ObjectiveConfig, tr
       f'leak: {leaked} of {len(readings)} student prompts hold the solution or a text of data.fields.meta; '
       'the student must see the question alone.'
     )
+  if needless:
+    return found
   if same and equal_temperatures:
     found.append(
       'zero signal: both views and both temperatures are the same, so that the first divergence is '
@@ -247,12 +253,13 @@ def memory(
 
   `abstract` are the float32 parameters, `adapters` those of LoRA, None where all weights are trained.
   """
-  width, compute = rollout.sampling.max_tokens, 2 if spec.dtype == 'bfloat16' else 4
+  width = rollout.sampling.max_tokens
   rows = rollout.questions * rollout.per_question
   prompts, cached = _sampler_columns(rollout, config.student_tokens)
+  taught_by = teachers.spec_for(teacher, spec)
   return _weights(spec, abstract, teacher, adapters) | {
     'sampler cache: prompts once a question, rows': (prompts + cached) * _token_kv(spec, rollout.decode),
-    'teacher hidden states': rows * width * spec.embed_dim * compute,
+    'teacher hidden states': rows * width * taught_by.embed_dim * (2 if taught_by.dtype == 'bfloat16' else 4),
     'logits held at once, both models (float32)': 2 * _logits(objective, rows, width, spec.vocab_size) * 4,
     'for comparison: full logits, both models (float32)': 2 * rows * width * spec.vocab_size * 4,
   }
@@ -291,19 +298,30 @@ def _weights(
   spec: ModelSpec, abstract: model.Params, teacher: TeacherConfig, adapters: lora.Adapters | None
 ) -> dict[str, int]:
   """The part that the weights take, with what is made of them."""
+  taught_by = _external(teacher)
   if adapters is None:
     whole = _size(abstract)
-    return {
+    return taught_by | {
       'student weights, gradients and Adam moments (float32)': 4 * whole,
       'initial weights, kept for the frozen teacher and the evaluation': whole,
       'average of an EMA teacher': whole if teacher.kind == 'ema' else 0,
     }
   base = jax.eval_shape(functools.partial(model.in_compute_dtype, spec), abstract)
-  return {
+  return taught_by | {
     'adapters, gradients and Adam moments (float32)': 4 * _size(adapters),
     f'base of the adapters, which is the frozen teacher too ({spec.dtype})': _size(base),
     'average of an EMA teacher (adapters)': _size(adapters) if teacher.kind == 'ema' else 0,
   }
+
+
+def _external(teacher: TeacherConfig) -> dict[str, int]:
+  """The weights of an external teacher, {} where there is none."""
+  if teacher.kind != 'external':
+    return {}
+  one = jax.sharding.AbstractMesh((1,) * len(AXES), AXES)
+  held = functools.partial(model.in_compute_dtype, teacher.model)
+  whole = jax.eval_shape(held, model.abstract_params(teacher.model, one))
+  return {f'external teacher ({teacher.model.dtype})': _size(whole)}
 
 
 def _size(tree: model.Params) -> int:

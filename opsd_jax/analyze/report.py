@@ -65,6 +65,7 @@ def _explanation(run: Run) -> str:
     'frozen': 'its frozen initial weights',
     'ema': 'a moving average of its weights',
     'live': 'its own current weights',
+    'external': 'another model',
   }.get(flat.get('teacher.kind'), 'a copy of itself')
   start = flat.get('cold_start.updates')
   begins = (

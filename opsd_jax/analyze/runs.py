@@ -16,6 +16,7 @@ LABELS = {
   'cold_start': 'cold start',
   'base': 'cold start (base)',
   'teacher_view': "base, teacher's view",
+  'teacher': 'external teacher',
   'opsd': 'OPSD',
   'opsd_best': 'OPSD, best by validation',
   'no_privilege': 'control: no privilege',

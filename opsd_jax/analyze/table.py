@@ -10,7 +10,7 @@ from opsd_jax.analyze.runs import label
 Labels = Mapping[str, str] | None
 
 NONE = '–'
-_FIRST = ('base', 'teacher_view', 'opsd', 'opsd_best')
+_FIRST = ('base', 'teacher_view', 'teacher', 'opsd', 'opsd_best')
 _LEDGER_OF = {'base': 'cold_start'}  # the training that made the weights of an evaluated arm
 _UNITS = ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M'))
 
@@ -41,6 +41,8 @@ def summary_rows(results: Mapping[str, Any], labels: Labels = None) -> list[list
       f'train {unit}FLOPs',
     ]
   ]
+  recovered = any('gap_recovery' in arm for arm in arms.values())
+  rows[0][3:3] = ['gap recovered % (greedy)'] if recovered else []
   for name, arm in arms.items():
     flops = spent[name].get('flops')
     rows.append(
@@ -56,6 +58,9 @@ def summary_rows(results: Mapping[str, Any], labels: Labels = None) -> list[list
         NONE if flops is None else short(flops / size),
       ]
     )
+    share = arm.get('gap_recovery', {})
+    pair = f'{percent(share.get("sampled"))} ({percent(share.get("greedy"))})'
+    rows[-1][3:3] = [pair if share else NONE] if recovered else []
   return rows
 
 

@@ -23,6 +23,7 @@ class ChainsConfig:
 
   Attributes:
     steps: operations of a chain.
+    shortest: chains have from so many operations up to `steps`, each number as often; none for `steps` alone.
     train: training problems.
     validation: problems for choosing checkpoints and for curves.
     test: held-out problems of the final table.
@@ -32,6 +33,7 @@ class ChainsConfig:
   """
 
   steps: int = 8
+  shortest: int | None = None
   train: int = 20_000
   validation: int = 200
   test: int = 500
@@ -47,11 +49,19 @@ def validate(config: ChainsConfig) -> None:
     require(
       getattr(config, field) > 0, f'data.chains.{field} is {getattr(config, field)}; it must be positive.'
     )
-  wanted, exist = config.train + config.validation + config.test, 10 * 3**config.steps
+  shortest = config.steps if config.shortest is None else config.shortest
+  require(
+    0 < shortest <= config.steps,
+    f'data.chains.shortest is {config.shortest}; it must lie in 1..{config.steps} (data.chains.steps), or be '
+    'none.',
+  )
+  wanted = config.train + config.validation + config.test
+  exist = 10 * 3**shortest * (config.steps - shortest + 1)  # as many of each length as of the shortest
   require(
     wanted <= exist // 2,
-    f'data.chains asks for {wanted} distinct chains of {config.steps} steps, but only {exist} exist; '
-    f'ask for at most {exist // 2}, or raise data.chains.steps.',
+    f'data.chains asks for {wanted} distinct chains of {config.steps} steps, but only {exist} exist'
+    f'{"" if config.shortest is None else f" with as many of {shortest} steps"}; ask for at most '
+    f'{exist // 2}, or raise data.chains.steps.',
   )
   for field in ('misconception', 'slip'):
     value = getattr(config, field)
@@ -67,7 +77,10 @@ def draw_problems(config: ChainsConfig) -> list[Problem]:
     # As many at a time whatever is wanted: more training problems leave the test set as it is.
     digits = rng.integers(10, size=_DRAWN)
     steps = rng.choice(list(OPERATIONS), size=(_DRAWN, config.steps))
-    texts |= {f'{d}{"".join(row)}': None for d, row in zip(digits, steps, strict=True)}
+    lengths = [config.steps] * _DRAWN
+    if config.shortest is not None:
+      lengths = rng.integers(config.shortest, config.steps, size=_DRAWN, endpoint=True)
+    texts |= {f'{d}{"".join(row[:n])}': None for d, row, n in zip(digits, steps, lengths, strict=True)}
   return [make_problem(text) for text in list(texts)[:wanted]]
 
 

@@ -154,17 +154,24 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def cold_start_examples(
-  config: DataConfig, problems: Sequence[Problem], batch: int, teacher_rows: int, seed: int, step: int
+  config: DataConfig,
+  problems: Sequence[Problem],
+  batch: int,
+  teacher_rows: int,
+  seed: int,
+  step: int,
+  clean: bool = False,
 ) -> list[Example]:
   """Supervised rows of cold-start update `step`, the first `teacher_rows` under the teacher's view.
 
-  Digit chains give the student's rows their misconception; other data their worked solutions.
+  Digit chains give the student's rows their misconception, unless they are to be `clean`; other data their
+  worked solutions.
 
   Raises:
     ConfigError: a problem has no worked solution.
   """
   rows = problems_of_update(problems, batch, seed, step)
-  if config.source == 'chains':
+  if config.source == 'chains' and not clean:
     rng = np.random.default_rng([seed, step, 1])
     return digit_chains.cold_start_examples(rows, teacher_rows, config.chains, rng)
   for p in rows:

@@ -1,15 +1,19 @@
 """The choices that make a distillation method."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from kernels.linear_divergence import api as divergence
 from kernels.linear_divergence import reference
 from kernels.linear_divergence.spec import MODES, Kind, Mode, Support, Tail
 from opsd_jax.config import ConfigError, require, require_choice
 from opsd_jax.distill import wording
+from opsd_jax.models import spec as specs
+from opsd_jax.models import weights as weights_room
+from opsd_jax.models.spec import ModelSpec
+from opsd_jax.models.weights import WeightsConfig
 
-Estimator = Literal['divergence', 'reward_topk']
+Estimator = Literal['divergence', 'reward_topk', 'nll']
 Overlap = Literal['intersection', 'symmetric_difference']  # supports that rewards alone have
 Share = Literal['student_p', 'teacher_p', 'none']
 REWARD_SUPPORTS = ('student_topk', 'teacher_topk', 'union', *get_args(Overlap))
@@ -20,7 +24,8 @@ class ViewsConfig:
   """What the student and the teacher see, as templates.
 
   Fields in braces: `{problem}`, `{solution}`, `{answer}` and any of the problem's `meta` texts; a brace
-  of the text itself is doubled. `--set=views=NAME` takes the wording of a preset or of a TOML file.
+  of the text itself is doubled. `--set=views=NAME` takes the wording of a preset or of a TOML file. The
+  teacher's template may also show what `distill.privilege` lists.
 
   Attributes:
     student: the question alone.
@@ -34,6 +39,12 @@ class ViewsConfig:
     teacher_opening: the same for the teacher, such as `<think>` where its template expects that first.
     student_tokens: width that every student prompt is padded to.
     teacher_tokens: width that every teacher prompt is padded to.
+    solution_fraction: share of the solution's characters, from its beginning, in `{solution_start}`.
+    feedback_right: text of `{feedback}` for a row whose answer is right.
+    feedback_wrong: the same for any other row.
+    analysis: what the teacher is asked before it teaches (OPSD's reason-first): its own answer stands
+      between this prompt and `teacher`, which is then appended as it is. Empty for none.
+    analysis_tokens: budget of that answer.
   """
 
   student: str = '{problem}:'
@@ -46,6 +57,11 @@ class ViewsConfig:
   teacher_opening: str = ''
   student_tokens: int = 16
   teacher_tokens: int = 32
+  solution_fraction: float = 1.0
+  feedback_right: str = ''
+  feedback_wrong: str = ''
+  analysis: str = ''
+  analysis_tokens: int = 0
 
   def named(self, name: str) -> 'ViewsConfig':
     """The wording of a preset, or of a TOML file; the widths stay.
@@ -62,12 +78,16 @@ class TeacherConfig:
 
   Attributes:
     kind: `frozen` initial weights; `ema` of the student, equal to it at step 0; `live`: the
-      student's current weights.
+      student's current weights; `external`: another model of the same vocabulary, which stays as it is.
     ema_decay: share of the old average kept at each update.
+    model: shape and compute dtype of an external teacher, in which its weights are held.
+    weights: of an external teacher; where they have no path, `teacher_start` makes them.
   """
 
-  kind: Literal['frozen', 'ema', 'live'] = 'frozen'
+  kind: Literal['frozen', 'ema', 'live', 'external'] = 'frozen'
   ema_decay: float = 0.999
+  model: ModelSpec = ModelSpec()
+  weights: WeightsConfig = WeightsConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +98,11 @@ class ObjectiveConfig:
   with weight `beta` on the teacher (OPSD, paper Eq. 7).
 
   Attributes:
-    estimator: `divergence`, between two distributions and differentiated as it stands; or `reward_topk`: a
+    estimator: `divergence`, between two distributions and differentiated as it stands; `reward_topk`: a
       detached reward for each entry of the support, and the policy gradient of all of them
-      (`distill.topk_reward`), which is of `divergence=reverse_kl`.
+      (`distill.topk_reward`), which is of `divergence=reverse_kl`; or `nll`: the completion's own tokens
+      (cross-entropy, as in supervised fine-tuning), with no teacher's pass, where the settings of the
+      divergence are not read.
     divergence: `forward_kl`, `reverse_kl`, `both_kl` (mixed by `beta`) or `jsd`.
     beta: the teacher's weight in the JSD mixture, or the forward KL's in both, strictly between 0 and 1.
     support: `full` vocabulary, `teacher_topk`, `student_topk`, the `union` of these, or the `sampled` token
@@ -130,10 +152,17 @@ class ObjectiveConfig:
   implementation: str | None = None
 
 
+class Softcaps(NamedTuple):
+  """`ModelSpec.final_softcap` of the student and of its teacher."""
+
+  student: float | None
+  teacher: float | None
+
+
 def divergence_spec(
-  config: ObjectiveConfig, valid_vocab: int, softcap: float | None = None
+  config: ObjectiveConfig, valid_vocab: int, softcaps: Softcaps = Softcaps(None, None)
 ) -> divergence.DivergenceSpec:
-  """The part of the objective that the kernel computes; `softcap` is of both models' logits."""
+  """The part of the objective that the kernel computes."""
   return divergence.DivergenceSpec(
     kind=config.divergence,
     beta=config.beta,
@@ -144,8 +173,8 @@ def divergence_spec(
     teacher_temperature=config.teacher_temperature,
     entry_clip_min=config.entry_clip_min,
     entry_clip_max=config.entry_clip_max,
-    student_softcap=softcap,
-    teacher_softcap=softcap,
+    student_softcap=softcaps.student,
+    teacher_softcap=softcaps.teacher,
     valid_vocab=valid_vocab,
   )
 
@@ -158,7 +187,8 @@ def implementations(config: ObjectiveConfig) -> tuple[str, ...] | None:
 def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
   """Raises `ConfigError` for an objective that is not defined, not sound or not computable."""
   require_choice('objective.estimator', config.estimator, get_args(Estimator))
-  {'divergence': _validate_divergence, 'reward_topk': _validate_reward}[config.estimator](config, vocab)
+  check = _validate_reward if config.estimator == 'reward_topk' else _validate_divergence
+  check(config, vocab)
   require(
     config.token_clip is None or config.token_clip > 0,
     f'objective.token_clip is {config.token_clip}; it must be positive, or none.',
@@ -235,8 +265,42 @@ def _validate_spec(spec: divergence.DivergenceSpec, vocab: int) -> None:
 
 def validate_teacher(config: TeacherConfig) -> None:
   """Raises `ConfigError` for a teacher that cannot be kept."""
-  require_choice('teacher.kind', config.kind, ('frozen', 'ema', 'live'))
+  require_choice('teacher.kind', config.kind, ('frozen', 'ema', 'live', 'external'))
   require(0 <= config.ema_decay < 1, f'teacher.ema_decay is {config.ema_decay}; it must lie in [0, 1).')
+  if config.kind != 'external':
+    require(
+      config.weights.path is None,
+      f'teacher.weights.path is {config.weights.path!r}, but teacher.kind is {config.kind!r}, which is '
+      "made of the student's own weights; set teacher.kind=external, or teacher.weights.path=none.",
+    )
+    return
+  try:
+    specs.validate(config.model)
+  except ConfigError as error:
+    raise ConfigError(f'teacher.{error}') from error
+  weights_room.validate(config.weights, config.model, 'teacher.')
+
+
+def validate_external(config: TeacherConfig, vocab: int, trained_updates: int) -> None:
+  """Raises `ConfigError` for an external teacher without weights, or without rows for the vocabulary.
+
+  Args:
+    config: of the teacher.
+    vocab: ids that the student may draw.
+    trained_updates: of the supervised stage that makes the teacher's weights.
+  """
+  if config.kind != 'external':
+    return
+  require(
+    config.weights.path is not None or trained_updates > 0,
+    "teacher.kind is 'external', but its weights would be random: name a folder in teacher.weights.path, or "
+    'train them with teacher_start.updates.',
+  )
+  require(
+    config.model.vocab_size >= vocab,
+    f'teacher.model.vocab_size is {config.model.vocab_size}, but the student draws {vocab} ids; a teacher of '
+    'another vocabulary cannot score its tokens: take one of the same tokenizer.',
+  )
 
 
 def validate_views(config: ViewsConfig) -> None:
@@ -249,3 +313,16 @@ def validate_views(config: ViewsConfig) -> None:
       config.chat or value in (None, ''),
       f'views.{field} is {value!r}, but only a conversation has it; set views.chat=true.',
     )
+  require(
+    0 <= config.solution_fraction <= 1,
+    f'views.solution_fraction is {config.solution_fraction}; a share lies in 0..1.',
+  )
+  require(
+    config.analysis_tokens >= 0,
+    f'views.analysis_tokens is {config.analysis_tokens}; it must not be negative.',
+  )
+  require(
+    bool(config.analysis) == (config.analysis_tokens > 0),
+    f'views.analysis is {config.analysis!r} and views.analysis_tokens {config.analysis_tokens}: an analysis '
+    'needs a template and a budget of tokens; set both, or neither.',
+  )

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from kernels.linear_divergence import api as divergence
+from kernels.linear_logprob.api import linear_logprob
 from opsd_jax.distill import topk_reward
-from opsd_jax.distill.config import ObjectiveConfig, divergence_spec, implementations
+from opsd_jax.distill.config import ObjectiveConfig, Softcaps, divergence_spec, implementations
 from opsd_jax.mesh import RULES
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import length_mask
@@ -36,7 +37,7 @@ def compare(
   tokens: jax.Array,
   config: ObjectiveConfig,
   valid_vocab: int,
-  softcap: float | None = None,
+  softcaps: Softcaps = Softcaps(None, None),
   weights: jax.Array | None = None,
 ) -> tuple[jax.Array, divergence.Divergence]:
   """Loss of every token [B, T], after the per-token clip, and the kernel's statistics.
@@ -49,11 +50,11 @@ def compare(
     tokens: int32 [B, T], sampled ids.
     config: the divergence, or the rewards of a top-k.
     valid_vocab: ids at and beyond it are padding of the head.
-    softcap: `final_softcap` of the model, which is student and teacher.
+    softcaps: of the two models' logits.
     weights: [B, T], what the losses will be multiplied by; `speed` is slower without them.
   """
   arrays = (student_hidden, student_head, teacher_hidden, teacher_head, tokens)
-  spec = divergence_spec(config, valid_vocab, softcap)
+  spec = divergence_spec(config, valid_vocab, softcaps)
   if config.estimator == 'reward_topk':
     settings = dict(chunk_tokens=config.chunk_tokens, statistics=config.statistics)
     rewarded = topk_reward.compare(*arrays, spec, config.reward_weights, **settings)
@@ -73,25 +74,63 @@ def compare(
   return loss, out
 
 
-def served_by(config: ObjectiveConfig, model: ModelSpec, valid_vocab: int) -> str:
+def imitate(
+  hidden: jax.Array,
+  head: jax.Array,
+  tokens: jax.Array,
+  config: ObjectiveConfig,
+  valid_vocab: int,
+  softcap: float | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Cross-entropy of every token [B, T] (`estimator='nll'`), and what else is known of each.
+
+  Args:
+    hidden: the student's [B, T, D], differentiable.
+    head: [V, D], differentiable.
+    tokens: int32 [B, T].
+    config: temperature, and the clip of a token.
+    valid_vocab: ids at and beyond it are padding of the head.
+    softcap: `final_softcap` of the model.
+  """
+  out = linear_logprob(
+    hidden,
+    head,
+    tokens,
+    temperature=config.student_temperature,
+    softcap=softcap,
+    valid_vocab=valid_vocab,
+    chunk_tokens=config.chunk_tokens,
+  )
+  loss = -out.logp if config.token_clip is None else jnp.minimum(-out.logp, config.token_clip)
+  return loss, {'student_logp': out.logp, 'student_entropy': out.entropy, 'greedy_hit': out.correct}
+
+
+def served_by(
+  config: ObjectiveConfig, model: ModelSpec, valid_vocab: int, teacher: ModelSpec | None = None
+) -> str:
   """Which implementation of the divergence serves a run on this machine, and what the others lack.
 
   Args:
     config: the divergence.
-    model: of student and teacher; its types and sizes decide, too.
+    model: of the student; types and sizes decide, too.
     valid_vocab: ids at and beyond it are padding of the head.
+    teacher: an external teacher's model; None for the student's.
   """
   if config.estimator == 'reward_topk':
     return 'rewards of the top-k, with the logits of a chunk of positions at a time'
-  hidden = jax.ShapeDtypeStruct((1, 1, model.embed_dim), model.dtype)
-  head = jax.ShapeDtypeStruct((model.vocab_size, model.embed_dim), 'float32')
+  shapes = _hidden_and_head(model, model.vocab_size, 'float32')
+  taught = shapes if teacher is None else _hidden_and_head(teacher, model.vocab_size, teacher.dtype)
+  caps = Softcaps(model.final_softcap, (teacher or model).final_softcap)
   choices = divergence.explain(
-    divergence_spec(config, valid_vocab, model.final_softcap),
-    *(hidden, head, hidden, head),
-    implementation=implementations(config),
+    divergence_spec(config, valid_vocab, caps), *shapes, *taught, implementation=implementations(config)
   )
   names = [choice.name for choice in choices if choice.lacks is None][:1] or ['none']
   return '; '.join(names + [f'{choice.name} lacks {choice.lacks}' for choice in choices if choice.lacks])
+
+
+def _hidden_and_head(model: ModelSpec, rows: int, head_dtype: str) -> tuple[jax.ShapeDtypeStruct, ...]:
+  hidden = jax.ShapeDtypeStruct((1, 1, model.embed_dim), model.dtype)
+  return hidden, jax.ShapeDtypeStruct((rows, model.embed_dim), head_dtype)
 
 
 def statistics(

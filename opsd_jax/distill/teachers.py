@@ -1,10 +1,12 @@
-"""Whose weights score: the initial ones, their moving average, or the student's own."""
+"""Whose weights score: the initial ones, their moving average, the student's own, or another model's."""
 
 import jax
 import jax.numpy as jnp
 
 from opsd_jax.distill.config import TeacherConfig
+from opsd_jax.models import model
 from opsd_jax.models.model import Params
+from opsd_jax.models.spec import ModelSpec
 
 
 def init(config: TeacherConfig, params: Params) -> Params | None:
@@ -16,9 +18,31 @@ def init(config: TeacherConfig, params: Params) -> Params | None:
   return jax.tree.map(jnp.copy, params) if config.kind == 'ema' else None
 
 
-def params_for(config: TeacherConfig, initial: Params, average: Params | None, student: Params) -> Params:
+def params_for(
+  config: TeacherConfig,
+  initial: Params,
+  average: Params | None,
+  student: Params,
+  external: Params | None = None,
+) -> Params:
   """The tree that scores this update's rollouts; each is a whole model's."""
-  return {'frozen': initial, 'ema': average, 'live': student}[config.kind]
+  return {'frozen': initial, 'ema': average, 'live': student, 'external': external}[config.kind]
+
+
+def spec_for(config: TeacherConfig, student: ModelSpec) -> ModelSpec:
+  """The shape of that tree's model."""
+  return config.model if config.kind == 'external' else student
+
+
+def external_head(config: TeacherConfig, external: Params, rows: int) -> jax.Array:
+  """The LM head [rows, Dt] of an external teacher, with as many rows as the student's.
+
+  Published sizes of one vocabulary pad it differently: rows that no token has are cut off, or are zeros.
+  """
+  head = model.head(config.model, external)
+  if head.shape[0] == rows:
+    return head
+  return jnp.pad(head[:rows], ((0, max(rows - head.shape[0], 0)), (0, 0)))
 
 
 def update(config: TeacherConfig, average: Params | None, student: Params) -> Params | None:

@@ -45,6 +45,15 @@ def wilson(share: float, size: float) -> tuple[float, float]:
   return max(0.0, centre - width), min(1.0, centre + width)
 
 
+def gap_recovery(before: float, after: float, teacher: float) -> float | None:
+  """Share of the way from `before` to the `teacher`'s accuracy that `after` has come.
+
+  (after - before) / (teacher - before) ("Rethinking On-Policy Distillation", section 3.2); None where the
+  teacher is no better than the student was before.
+  """
+  return (after - before) / (teacher - before) if teacher > before else None
+
+
 def pass_at_k(correct: np.ndarray, k: int) -> float:
   """Unbiased probability that one of k samples is right: mean of 1 - C(n-c, k) / C(n, k).
 

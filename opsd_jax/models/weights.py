@@ -23,20 +23,23 @@ class WeightsConfig:
   path: str | None = None
 
 
-def validate(config: WeightsConfig, spec: ModelSpec) -> None:
-  """Raises `ConfigError` where the folder is missing or holds another model. Reads no weights."""
+def validate(config: WeightsConfig, spec: ModelSpec, prefix: str = '') -> None:
+  """Raises `ConfigError` where the folder is missing or holds another model. Reads no weights.
+
+  `prefix` stands before the names of the settings, such as `teacher.`.
+  """
   if config.path is None:
     return
   require(
     os.path.isdir(config.path),
-    f'weights.path is {config.path!r}, which is no folder; name one that has a config.json.',
+    f'{prefix}weights.path is {config.path!r}, which is no folder; name one that has a config.json.',
   )
   # A stretch of the rotary frequencies beyond what config.json says is a choice of the run.
   wrong = families.contradictions(families.read(config.path), spec, ('rope_scaling',))
   require(
     not wrong,
-    f'weights.path={config.path} holds another model than `model` describes (in its config.json -> here): '
-    f'{"; ".join(wrong)}. Describe that one: --set=model={config.path}',
+    f'{prefix}weights.path={config.path} holds another model than `{prefix}model` describes (in its '
+    f'config.json -> here): {"; ".join(wrong)}. Describe that one: --set={prefix}model={config.path}',
   )
 
 

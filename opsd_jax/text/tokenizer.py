@@ -1,11 +1,12 @@
 """Text to token ids and back: what the project asks of a tokenizer, and the one a config names."""
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
 from opsd_jax.text import config as config_lib
-from opsd_jax.text import pretrained
+from opsd_jax.text import model_files, pretrained
 from opsd_jax.text.characters import CharacterTokenizer
 from opsd_jax.text.chat import Message
 from opsd_jax.text.config import TokenizerConfig
@@ -72,6 +73,22 @@ class Tokenizer(Protocol):
 def validate(config: TokenizerConfig) -> None:
   """Raises `ConfigError` for a tokenizer that cannot be made. Loads it, which `make_tokenizer` keeps."""
   make_tokenizer(config)
+
+
+def is_in(folder: str) -> bool:
+  """Whether a folder holds a tokenizer."""
+  return any(os.path.isfile(os.path.join(folder, name)) for name in model_files.VOCABULARIES)
+
+
+def difference(ours: Tokenizer, theirs: Tokenizer) -> str | None:
+  """How the ids of two tokenizers differ, in words; None where every id stands for the same token."""
+  if ours.vocab_size != theirs.vocab_size:
+    return f'{theirs.vocab_size} ids instead of {ours.vocab_size}'
+  for token in range(ours.vocab_size):
+    known, found = ours.token_text(token), theirs.token_text(token)
+    if known != found:
+      return f'id {token} is {found!r} instead of {known!r}'
+  return None
 
 
 @functools.lru_cache

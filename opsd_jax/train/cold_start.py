@@ -12,32 +12,33 @@ from opsd_jax import mesh as meshes
 from opsd_jax.config import require
 from opsd_jax.data import source
 from opsd_jax.distill import views
-from opsd_jax.distill.config import TeacherConfig
+from opsd_jax.distill.config import TeacherConfig, ViewsConfig
 from opsd_jax.models import lora, model, weights
 from opsd_jax.records import Example, Problem, Prompts
 from opsd_jax.text.tokenizer import Tokenizer
 from opsd_jax.train import ledger, loop, state, step
-from opsd_jax.train.config import Budget
+from opsd_jax.train.config import Budget, ColdStartConfig
 from opsd_jax.train.setup import Setup
 
 
-def run(setup: Setup, folder: str) -> loop.Finished:
+def run(setup: Setup, folder: str, label: str = 'cold start', settings: str = 'cold_start') -> loop.Finished:
   """Trains `cold_start.updates` supervised updates of all weights; continues an earlier attempt.
 
-  Adapters (`lora`) belong to the distillation: they stand beside the weights that this returns.
+  Adapters (`lora`) belong to the distillation: they stand beside the weights that this returns. `label`
+  is shown in front of the progress, `settings` is where the stage was set.
   """
   if setup.cold_start.updates == 0:
     return _kept(setup, loop.Finished(initial_params(setup), loop.Progress()))
   optimizer = state.make_optimizer(setup.cold_start.optimizer)
   shape = layout(setup)
   work = loop.Work(
-    'cold start',
+    label,
     folder,
     Budget('updates', setup.cold_start.updates),
     start=lambda: state.create(initial_params(setup), optimizer, TeacherConfig()),
     layout=shape,
     update=_make_update(setup, optimizer, shape),
-    optimizer_settings='cold_start.optimizer',
+    optimizer_settings=f'{settings}.optimizer',
   )
   return _kept(setup, loop.run(work, setup))
 
@@ -88,9 +89,13 @@ def supervised_batch(setup: Setup, number: int) -> tuple[Prompts, np.ndarray, np
   config = setup.cold_start
   teacher_rows = math.floor(config.batch * config.teacher_fraction)
   examples = source.cold_start_examples(
-    setup.data, setup.splits.train, config.batch, teacher_rows, setup.seed, number
+    setup.data, setup.splits.train, config.batch, teacher_rows, setup.seed, number, config.clean
   )
-  texts = [views.prompt(setup.views, e.problem, e.role, setup.tokenizer) for e in examples]
+  asked = student_views(config, setup.views)
+  texts = [
+    views.prompt(asked[row % len(asked)], e.problem, e.role, setup.tokenizer)
+    for row, e in enumerate(examples)
+  ]
   width = max(setup.views.student_tokens, setup.views.teacher_tokens)
   prompts = views.tokenize_prompts(
     setup.views,
@@ -101,6 +106,11 @@ def supervised_batch(setup: Setup, number: int) -> tuple[Prompts, np.ndarray, np
     'the larger of views.student_tokens and views.teacher_tokens',
   )
   return prompts, *tokenize_completions(examples, setup.tokenizer, setup.rollout.sampling.max_tokens)
+
+
+def student_views(config: ColdStartConfig, usual: ViewsConfig) -> list[ViewsConfig]:
+  """The views that the student's rows take in turn; the teacher's is the same in all."""
+  return [dataclasses.replace(usual, student=text) for text in config.student_texts] or [usual]
 
 
 def misfit(problem: Problem, tokenizer: Tokenizer, width: int) -> str | None:

@@ -5,7 +5,9 @@ import math
 from typing import Literal
 
 from opsd_jax.config import ConfigError, require, require_choice
+from opsd_jax.distill.config import ObjectiveConfig
 from opsd_jax.distill.packing import PACKINGS, Packing
+from opsd_jax.distill.weigh_config import WeighConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +39,60 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ColdStartConfig:
-  """Supervised training that makes the initial weights, before distillation.
+  """Supervised training that makes weights before distillation: the student's, or an external teacher's.
 
   Attributes:
-    updates: 0 leaves the random initial weights.
+    updates: 0 leaves the weights as they are.
     batch: rows of an update.
     teacher_fraction: share of rows under the teacher's view with a clean solution.
+    clean: the other rows have clean solutions too; else digit chains give them their misconception.
+    student_texts: templates that these other rows take in turn; empty for `views.student` alone.
     optimizer: of this stage.
   """
 
   updates: int = 0
   batch: int = 96
   teacher_fraction: float = 0.5
+  clean: bool = False
+  student_texts: tuple[str, ...] = ()
+  optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+  """Whose completions an update learns from.
+
+  Attributes:
+    kind: `student`: its own rollouts; `solutions`: texts of the data; `teacher`: rollouts of the teacher
+      under its view, drawn as `rollout.sampling` says.
+    student_share: share of the updates that take the student's own rollouts all the same (lambda of GKD,
+      arXiv 2306.13649): a coin an update, counted by (seed, update).
+    completion: template of a solution's text; an EOS follows it.
+    keep: `correct` leaves the teacher's wrong rollouts out of the loss (rejection), `all` does not.
+    attempts: times that a rollout is drawn at most before it is left out, with `correct`.
+  """
+
+  kind: Literal['student', 'solutions', 'teacher'] = 'student'
+  student_share: float = 0.0
+  completion: str = '{solution}'
+  keep: Literal['all', 'correct'] = 'all'
+  attempts: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+  """An arm's own supervised updates before it distils: the off-policy cold start of "Rethinking OPD" (5.1).
+
+  They imitate completions by cross-entropy. A frozen teacher is then the weights that this leaves.
+
+  Attributes:
+    updates: 0 for none.
+    source: of the completions; not the student.
+    optimizer: of this stage.
+  """
+
+  updates: int = 0
+  source: SourceConfig = SourceConfig(kind='teacher', keep='correct', attempts=3)
   optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -150,16 +194,94 @@ def validate_decay(name: str, config: OptimizerConfig, updates: int) -> None:
   )
 
 
-def validate_cold_start(config: ColdStartConfig) -> None:
-  """Raises `ConfigError` for a cold start that cannot run."""
-  require(config.updates >= 0, f'cold_start.updates is {config.updates}; it must not be negative.')
-  require(config.batch > 0, f'cold_start.batch is {config.batch}; it must be positive.')
+def validate_cold_start(config: ColdStartConfig, name: str = 'cold_start') -> None:
+  """Raises `ConfigError` for a cold start, set under `name`, that cannot run."""
+  require(config.updates >= 0, f'{name}.updates is {config.updates}; it must not be negative.')
+  require(config.batch > 0, f'{name}.batch is {config.batch}; it must be positive.')
   require(
     0 <= config.teacher_fraction <= 1,
-    f'cold_start.teacher_fraction is {config.teacher_fraction}; a share lies in 0..1.',
+    f'{name}.teacher_fraction is {config.teacher_fraction}; a share lies in 0..1.',
   )
-  validate_optimizer('cold_start.optimizer', config.optimizer)
-  validate_decay('cold_start.optimizer', config.optimizer, config.updates)
+  validate_optimizer(f'{name}.optimizer', config.optimizer)
+  validate_decay(f'{name}.optimizer', config.optimizer, config.updates)
+
+
+def validate_source(config: SourceConfig, name: str = 'source') -> None:
+  """Raises `ConfigError` for completions, set under `name`, that cannot be had."""
+  require_choice(f'{name}.kind', config.kind, ('student', 'solutions', 'teacher'))
+  require_choice(f'{name}.keep', config.keep, ('all', 'correct'))
+  require(
+    0 <= config.student_share < 1,
+    f'{name}.student_share is {config.student_share}; it must lie in [0, 1). For the student alone set '
+    f'{name}.kind=student.',
+  )
+  require(
+    config.kind != 'student' or config.student_share == 0,
+    f'{name}.student_share is {config.student_share}, but {name}.kind is student, which takes its rollouts '
+    f'always; name the other source (solutions or teacher) in {name}.kind.',
+  )
+  require(
+    config.keep == 'all' or config.kind == 'teacher',
+    f"{name}.keep is 'correct', but {name}.kind is {config.kind!r}; only a teacher's rollouts are rejected.",
+  )
+  require(config.attempts > 0, f'{name}.attempts is {config.attempts}; it must be positive.')
+  require(
+    config.attempts == 1 or config.keep == 'correct',
+    f'{name}.attempts is {config.attempts}, but no rollout is rejected; set {name}.keep=correct.',
+  )
+
+
+def validate_warm_start(config: WarmStartConfig, lora_rank: int) -> None:
+  """Raises `ConfigError` for a warm start that cannot run."""
+  require(config.updates >= 0, f'warm_start.updates is {config.updates}; it must not be negative.')
+  if not config.updates:
+    return
+  require(
+    lora_rank == 0,
+    f'warm_start.updates is {config.updates}, which trains all weights, but lora.rank is {lora_rank}; set '
+    'lora.rank=0, or warm_start.updates=0.',
+  )
+  validate_source(config.source, 'warm_start.source')
+  require(
+    config.source.kind != 'student' and config.source.student_share == 0,
+    "warm_start.source takes the student's own rollouts, and imitating those teaches nothing on average; set "
+    'warm_start.source.kind to solutions or teacher, and warm_start.source.student_share=0.',
+  )
+  validate_optimizer('warm_start.optimizer', config.optimizer)
+  validate_decay('warm_start.optimizer', config.optimizer, config.updates)
+
+
+def validate_agreement(source: SourceConfig, objective: ObjectiveConfig, weigh: WeighConfig) -> None:
+  """Raises `ConfigError` for a loss, or weights, that are not sound on completions of that source."""
+  if objective.estimator == 'nll':
+    require(
+      source.kind != 'student' and source.student_share == 0,
+      "objective.estimator is 'nll', but the student's own rollouts are among what it would imitate: the "
+      'mean of that gradient is 0. Set source.kind=solutions or source.kind=teacher, and '
+      'source.student_share=0.',
+    )
+    require(
+      weigh.kind == 'none',
+      f"weigh.kind is {weigh.kind!r}, but objective.estimator is 'nll', which asks no teacher; set "
+      'weigh.kind=none.',
+    )
+  if source.kind == 'student':
+    return
+  require(
+    weigh.kind not in ('renio', 'entropy') or weigh.source == 'pass',
+    f'weigh.source is {weigh.source!r}, but source.kind is {source.kind!r}, of whose completions no student '
+    'told log-probs; set weigh.source=pass.',
+  )
+  require(
+    objective.support != 'sampled' or objective.estimator != 'divergence',
+    f"objective.support is 'sampled', an estimate for rollouts drawn from the student, but source.kind is "
+    f'{source.kind!r}; take the full vocabulary or a top-k.',
+  )
+  require(
+    objective.correction == 'none',
+    f'objective.correction is {objective.correction!r}, which needs the log-probs of what drew the tokens '
+    f'as a student, but source.kind is {source.kind!r}; set objective.correction=none.',
+  )
 
 
 def validate_loop(config: LoopConfig, widest: int) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -17,17 +17,16 @@ from opsd_jax import files
 from opsd_jax import mesh as meshes
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.data.source import problems_of_update
-from opsd_jax.distill import packing, scoring, teachers, views, weighing
+from opsd_jax.distill import packing, privilege, scoring, teachers, views, weighing
 from opsd_jax.evaluate import accuracy as accuracies
 from opsd_jax.evaluate import retention
 from opsd_jax.grade import grading
 from opsd_jax.models import lora, model
 from opsd_jax.records import Graded, Plan, Problem, Prompts, Role, Rollout, Sampled, Shown
-from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
 from opsd_jax.rollout.engine import client
 from opsd_jax.rollout.source import Rollouts
-from opsd_jax.train import ledger, loop, parity, samples, state, step
+from opsd_jax.train import ledger, loop, parity, samples, sources, state, step
 from opsd_jax.train.config import parse_budget
 from opsd_jax.train.setup import Setup
 
@@ -35,11 +34,20 @@ _SHOWN = 4  # rollouts written out token by token at a time
 _ADAPTERS = 1  # folded into the seed, whose own draws are the random weights
 
 
-def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -> loop.Finished:
+def run(
+  setup: Setup,
+  folder: str,
+  initial: model.Params,
+  label: str = 'opsd',
+  external: model.Params | None = None,
+  optimizer_settings: str = 'optimizer',
+) -> loop.Finished:
   """Distils from `initial` until the budget is spent; continues an earlier attempt in `folder`.
 
   `initial` is the student's first weights, the frozen teacher and, with `lora`, what the adapters stand
-  beside: only they are trained, and `params` of what is returned are theirs alone.
+  beside: only they are trained, and `params` of what is returned are theirs alone. `external` is the
+  external teacher (`external.prepare`), None where the teacher is another; `optimizer_settings` is where the
+  optimiser was set.
   """
   optimizer = state.make_optimizer(setup.optimizer)
   shape = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher)
@@ -49,9 +57,10 @@ def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -
     parse_budget(setup.loop),
     start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher),
     layout=shape,
-    update=_make_update(setup, initial, optimizer, shape, folder, label),
+    update=_make_update(setup, initial, external, optimizer, shape, folder, label),
     validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
+    optimizer_settings=optimizer_settings,
   )
   return loop.run(work, setup)
 
@@ -69,6 +78,7 @@ def _trained(setup: Setup, initial: model.Params, *, abstract: bool = False) -> 
 def _make_update(
   setup: Setup,
   initial: model.Params,
+  external: model.Params | None,
   optimizer: optax.GradientTransformation,
   shape: state.TrainState,
   folder: str,
@@ -86,28 +96,37 @@ def _make_update(
     adapters=setup.lora,
   )
   complete = functools.partial(lora.complete, setup.lora, initial)
-  base = initial if setup.lora.rank else None  # whose head is then the student's and every teacher's
+  base = initial if setup.lora.rank else None  # whose head is then the student's and its own teachers'
   with_head = setup.teacher.kind == 'frozen' and base is None
   frozen_head = model.head(spec, initial) if with_head else None
+  if external is not None:
+    frozen_head = teachers.external_head(setup.teacher, external, spec.vocab_size)
+  taught_by = teachers.spec_for(setup.teacher, spec)
   rollouts = source(setup)
-  weigh = samples.make_weigher(setup, score)
+  compares, weigh = setup.objective.estimator != 'nll', samples.make_weigher(setup, score)
 
   def update(weights: state.TrainState, number: int):
     began = time.monotonic()
     problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
-    placed = meshes.shard_rows(setup.mesh, prompts)
-    drawn = roll_out(setup, rollouts, complete(weights.params), prompts, number)
+    seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
+    student, average = complete(weights.params), complete(weights.teacher)
+    teacher = teachers.params_for(setup.teacher, initial, average, student, external)
+    judge, written = functools.partial(grade, setup, problems), ledger.Ledger()
+    if setup.views.analysis and (compares or setup.source.kind == 'teacher'):
+      seen, written = sources.analysed(setup, taught_by, teacher, problems, number, worn(setup))
+      seen = (seen,)
+    drawn = draw(setup, rollouts, student, teacher, prompts, seen, problems, judge, number)
     rolled = time.monotonic()
 
-    graded = grade(setup, problems, drawn.rollout)
+    graded = judge(drawn.rollout)
     # What is left out has no tokens from here on.
     sampled = weighing.without(drawn.rollout, weighing.kept(setup.weigh, graded))
-    rollout = meshes.shard_rows(setup.mesh, sampled)
-
-    seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
-    student = complete(weights.params)
-    teacher = teachers.params_for(setup.teacher, initial, complete(weights.teacher), student)
+    if compares and privilege.used(setup.views):
+      prompts, told, sampled = sources.by_row(setup, problems, prompts, sampled, graded)
+      seen = (told,)
+    placed, rollout = meshes.shard_rows(setup.mesh, (prompts, sampled))
+    seen = seen if compares else ()
     plan = packing.plan(
       prompts,
       seen,
@@ -117,7 +136,9 @@ def _make_update(
       shards=meshes.row_shards(setup.mesh),
     )
     laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
-    scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
+    scores = None
+    if compares:
+      scores = score(taught_by, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
     weighed = weigh(student, teacher, placed, rollout, scores, laid_out)
     factors = None if weighed is None else weighed.values
     weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out, factors)
@@ -126,31 +147,66 @@ def _make_update(
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
       show_rollouts(setup, folder, number + 1, problems, drawn.rollout, graded, report.token_loss)
-    spent = entries(setup, prompts, seen, drawn, sampled, plan)
+    spent = written + drawn.spent + entries(setup, prompts, seen, sampled, plan)
     seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
-    metrics = describe(report, drawn.rollout, graded)
-    metrics |= compare_programs(setup, label, report, sampled, number)
-    metrics |= samples.describe(setup.weigh, weighed, sampled, graded)
+    metrics = describe(report, drawn.rollout, graded) | samples.describe(
+      setup.weigh, weighed, sampled, graded
+    )
+    if drawn.own:
+      metrics |= compare_programs(setup, label, report, sampled, number)
+    else:
+      metrics.pop('logp_gap', None)  # of a student's sampler, which drew nothing
+    if setup.source.kind != 'student':
+      metrics['own_rollouts'] = int(drawn.own)
+    if setup.source.keep != 'all' or privilege.used(setup.views):
+      metrics['rows_scored'] = float((sampled.length > 0).mean())
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 
   return update
 
 
+def draw(
+  setup: Setup,
+  rollouts: Rollouts,
+  student: model.Params,
+  teacher: model.Params,
+  prompts: Prompts,
+  seen: Sequence[Prompts],
+  problems: Sequence[Problem],
+  judge: Callable[[Rollout], Graded],
+  number: int,
+) -> sources.Drawn:
+  """The completions of update `number`, from whoever's turn it is, cropped to the narrowest bucket."""
+  spec = setup.spec
+  if sources.takes_own(setup.source, setup.seed, number):
+    drawing = roll_out(setup, rollouts, student, prompts, number)
+    length, computed = drawing.rollout.length, ledger.sampled_positions(prompts, drawing)
+    spent = ledger.rollout_entry(spec, prompts.length, length, lora.size(setup.lora, spec), computed)
+    return sources.Drawn(drawing.rollout, spent, own=True)
+  if setup.source.kind == 'solutions':
+    drawn = sources.of_data(setup, problems)
+  else:
+    taught_by = teachers.spec_for(setup.teacher, spec)
+    drawn = sources.of_teacher(setup, taught_by, teacher, seen[0], number, judge, worn(setup))
+  return drawn._replace(rollout=_cropped(setup, drawn.rollout))
+
+
+def worn(setup: Setup) -> int:
+  """How many weights of adapters the teacher has."""
+  return lora.size(setup.lora, setup.spec) if setup.teacher.kind in ('ema', 'live') else 0
+
+
 def entries(
-  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], drawing: Sampled, sampled: Rollout, plan: Plan
+  setup: Setup, prompts: Prompts, seen: Sequence[Prompts], sampled: Rollout, plan: Plan
 ) -> ledger.Ledger:
-  """What an update took: the rollouts; and of the `sampled` ones that were kept, the student's loss, every
-  view of the teacher and the weights.
-  """
+  """What an update took after its rollouts: the student's loss, every view of the teacher and the weights."""
   spec, adapters = setup.spec, lora.size(setup.lora, setup.spec)
-  drawn = ledger.sampled_positions(prompts, drawing)
-  spent = ledger.rollout_entry(spec, prompts.length, drawing.rollout.length, adapters, drawn)
   read = ledger.read_positions(plan, plan.student, prompts, sampled)
-  spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
-  worn = 0 if setup.teacher.kind == 'frozen' else adapters
+  spent = ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
+  taught_by = teachers.spec_for(setup.teacher, spec)
   for view, how in zip(seen, plan.teacher, strict=True):
     read = ledger.read_positions(plan, how, view, sampled)
-    spent += ledger.teacher_entry(spec, view.length, sampled.length, worn, read)
+    spent += ledger.teacher_entry(taught_by, view.length, sampled.length, worn(setup), read)
   return spent + samples.entry(setup, prompts, sampled, plan)
 
 
@@ -167,22 +223,7 @@ def own_sampler(setup: Setup) -> Rollouts:
   """Rollouts drawn here, on the devices that train."""
 
   def draw(params: model.Params, prompts: Prompts, number: int) -> Sampled:
-    sampled = decode.sample(
-      setup.spec,
-      params,
-      meshes.shard_rows(setup.mesh, prompts),
-      setup.rollout.sampling,
-      eos_ids=setup.tokenizer.eos_ids,
-      per_question=setup.rollout.per_question,
-      seed=setup.seed,
-      step=number,
-      loss_temperature=setup.objective.student_temperature,
-      valid_vocab=setup.exam.valid_vocab,
-      decode=setup.rollout.decode,
-    )
-    return sampled._replace(
-      rollout=meshes.host(sampled.rollout), token_positions=meshes.host(sampled.token_positions)
-    )
+    return sources.sample(setup, setup.spec, params, prompts, number)
 
   return draw
 
@@ -191,9 +232,13 @@ def roll_out(
   setup: Setup, rollouts: Rollouts, params: model.Params, prompts: Prompts, number: int
 ) -> Sampled:
   """Rollouts of update `number` on the host, cropped to the narrowest bucket."""
-  config, drawn = setup.rollout, rollouts(params, prompts, number)
-  width = bucket(int(drawn.rollout.length.max()), config.buckets, config.sampling.max_tokens)
-  return drawn._replace(rollout=drawn.rollout.cropped(width))
+  drawn = rollouts(params, prompts, number)
+  return drawn._replace(rollout=_cropped(setup, drawn.rollout))
+
+
+def _cropped(setup: Setup, rollout: Rollout) -> Rollout:
+  config = setup.rollout
+  return rollout.cropped(bucket(int(rollout.length.max()), config.buckets, config.sampling.max_tokens))
 
 
 def compare_programs(
@@ -210,8 +255,10 @@ def compare_programs(
 
 
 def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
-  """Verdicts on the rollouts: a metric, and part of the loss with `weigh.keep` alone."""
-  answers = [p.answer for p in problems for _ in range(setup.rollout.per_question)]
+  """Verdicts on the completions of the problems, as many of each: a metric, and part of the loss where a
+  setting keeps some of them alone.
+  """
+  answers = [p.answer for p in problems for _ in range(len(sampled.length) // len(problems))]
   return grading.grade(accuracies.decode_rollout(sampled, setup.tokenizer), answers, setup.grade)
 
 
@@ -285,7 +332,8 @@ def show_rollouts(
     return
   shown = []
   for row in range(min(_SHOWN, len(sampled.length))):
-    problem, length = problems[row // setup.rollout.per_question], int(sampled.length[row])
+    problem = problems[row // (len(sampled.length) // len(problems))]
+    length = int(sampled.length[row])
     shown.append(
       Shown(
         problem=problem.problem,

@@ -168,7 +168,8 @@ def _say_if_done(work: Work, done: Progress, setup: Setup) -> None:
 
 
 def _fraction(work: Work, done: Progress) -> float:
-  tokens = done.ledger.sampled or done.ledger.scored_student
+  # Equal where the student learns from all that it draws; not where completions are given, or thrown away.
+  tokens = max(done.ledger.sampled, done.ledger.scored_student)
   return work.budget.fraction(done.updates, tokens, done.seconds)
 
 
@@ -213,7 +214,7 @@ def _record(
   }
   if checked is not None:
     metrics |= {'validation_accuracy': checked.accuracy} | checked.metrics
-  tokens = outcome.spent.sampled or outcome.spent.scored_student
+  tokens = max(outcome.spent.sampled, outcome.spent.scored_student)
   rate = tokens / max(sum(outcome.time.values()), 1e-9)
   timing = outcome.time | {'seconds': done.seconds, 'tokens_per_second': rate}
   recorder.write(done.updates, metrics, timing)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from opsd_jax.distill import weighing
+from opsd_jax.distill import teachers, weighing
 from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.distill.weighing import Weights
 from opsd_jax.models import lora, model
@@ -27,12 +27,13 @@ def make_weigher(setup: Setup, score: Callable[..., TeacherScores]) -> Callable[
   config, spec, objective = setup.weigh, setup.spec, setup.objective
   if config.kind == 'none':
     return lambda *_: None
+  taught_by = teachers.spec_for(setup.teacher, spec)
   compiled = jax.jit(
     functools.partial(
       weighing.from_states,
       config,
       temperatures=(objective.student_temperature, objective.teacher_temperature),
-      softcaps=(spec.final_softcap, spec.final_softcap),
+      softcaps=(spec.final_softcap, taught_by.final_softcap),
       valid_vocab=setup.exam.valid_vocab,
       chunk_tokens=objective.chunk_tokens,
     )
@@ -50,7 +51,7 @@ def make_weigher(setup: Setup, score: Callable[..., TeacherScores]) -> Callable[
     if config.source == 'pass':
       read = score(spec, student, (prompts,), rollout, plan.replace(teacher=(plan.student,)))
       own = read.hidden[0], model.head(spec, student)
-    return compiled(rollout, plan, (scores.hidden[0], model.head(spec, teacher)), own)
+    return compiled(rollout, plan, (scores.hidden[0], model.head(taught_by, teacher)), own)
 
   return weigher
 
@@ -67,7 +68,7 @@ def describe(
 
 def entry(setup: Setup, prompts: Prompts, rollout: Rollout, plan: Plan) -> ledger.Ledger:
   """What the weights took: the student's own pass, if there is one, and the teacher's LM head again."""
-  config = setup.weigh
+  config, taught_by = setup.weigh, teachers.spec_for(setup.teacher, setup.spec)
   if config.kind == 'none':
     return ledger.Ledger()
   return ledger.weigh_entry(
@@ -77,5 +78,5 @@ def entry(setup: Setup, prompts: Prompts, rollout: Rollout, plan: Plan) -> ledge
     lora.size(setup.lora, setup.spec),
     ledger.read_positions(plan, plan.student, prompts, rollout),
     student=config.source == 'pass',
-    teacher=setup.spec if config.kind == 'renio' else None,
+    teacher=taught_by if config.kind == 'renio' else None,
   )

@@ -20,7 +20,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.models.weights import WeightsConfig
 from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.text.tokenizer import Tokenizer
-from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig
+from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig, SourceConfig, WarmStartConfig
 from opsd_jax.train.recorder import MetricsConfig
 
 
@@ -53,6 +53,9 @@ class Setup:
   optimizer: OptimizerConfig
   loop: LoopConfig
   cold_start: ColdStartConfig
+  teacher_start: ColdStartConfig
+  source: SourceConfig
+  warm_start: WarmStartConfig
   grade: GradeConfig
   evaluate: EvaluateConfig
   checkpoint: CheckpointConfig

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from kernels.linear_logprob.api import linear_logprob
-from opsd_jax.distill import correction, objective, reading, scoring
-from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig
+from opsd_jax.distill import correction, objective, reading, scoring, teachers
+from opsd_jax.distill.config import ObjectiveConfig, Softcaps, TeacherConfig
 from opsd_jax.mesh import constrain
 from opsd_jax.models import lora, model
 from opsd_jax.models.lora import LoraConfig
@@ -81,25 +81,33 @@ def make_distill_step(
   After these come `base=None`, `plan=None` and `sample_weights=None`.
 
   The state is donated, so the head of an EMA or live teacher is taken from it inside the program;
-  `frozen_head` is [V, D] for a frozen teacher, else None. `layout` holds the state's shardings, which
-  the new state keeps; None leaves them to the compiler. There must be one teacher view. `plan` is the
-  one that the scores were made by; None for all positions in one micro-batch. `sample_weights` [B], of
-  the global batch, multiply the weights of each sample's tokens; None for 1.
+  `frozen_head` is [V, D] for a frozen teacher, [V, Dt] for an external one, else None. `layout` holds the
+  state's shardings, which the new state keeps; None leaves them to the compiler. There must be one teacher
+  view. `plan` is the one that the scores were made by; None for all positions in one micro-batch.
+  `sample_weights` [B], of the global batch, multiply the weights of each sample's tokens; None for 1.
+
+  `scores` are None where the estimator needs no teacher (`nll`).
 
   With `adapters` the state's parameters are those alone and `base` is what they stand beside: an
   argument that is neither donated nor differentiated. Student and teacher then share its head, and
-  `frozen_head` is None.
+  `frozen_head` is None, but for an external teacher.
   """
+  softcaps = Softcaps(spec.final_softcap, teachers.spec_for(teacher, spec).final_softcap)
 
   def loss_fn(base, teacher_head, trained, part):
     inputs, token, scores = part
     params = lora.complete(adapters, base, trained)
     hidden = reading.states(spec, params, inputs)
     head = constrain(model.head(spec, params), 'vocab', None)  # gathered over fsdp once, not once a chunk
+    if config.estimator == 'nll':
+      loss, known = objective.imitate(hidden, head, token.ids, config, valid_vocab, spec.final_softcap)
+      loss = jnp.where(token.real, loss, 0.0)
+      sums = {k: jnp.sum(jnp.where(token.real, v, 0.0)) for k, v in ({'token_loss': loss} | known).items()}
+      return jnp.sum(token.weights * loss), jax.lax.stop_gradient((sums, (loss, None)))
     corrected = config.correction != 'none'  # by factors that the comparison itself brings
     known = None if corrected else token.weights
     loss, out = objective.compare(
-      hidden, head, scores, teacher_head, token.ids, config, valid_vocab, spec.final_softcap, known
+      hidden, head, scores, teacher_head, token.ids, config, valid_vocab, softcaps, known
     )
     loss = jnp.where(token.real, loss, 0.0)
     sums = objective.statistics(loss, out, token.real, token.raw_logp, config.token_clip)
@@ -114,13 +122,13 @@ def make_distill_step(
     state: TrainState,
     prompts: Prompts,
     rollout: Rollout,
-    scores: TeacherScores,
+    scores: TeacherScores | None,
     frozen_head,
     base=None,
     plan: Plan | None = None,
     sample_weights: jax.Array | None = None,
   ):
-    if scores.hidden.shape[0] != 1:
+    if scores is not None and scores.hidden.shape[0] != 1:
       raise ValueError(
         f'the objective compares with 1 teacher view, but {scores.hidden.shape[0]} were scored.'
       )
@@ -132,7 +140,8 @@ def make_distill_step(
     if teacher_head is not None:
       teacher_head = constrain(teacher_head, 'vocab', None)
     loss_of = functools.partial(loss_fn, base, teacher_head)
-    (loss, sums, grads), rows = accumulate(loss_of, state.params, (inputs, tokens, scores.hidden[0]))
+    taught = None if scores is None else scores.hidden[0]
+    (loss, sums, grads), rows = accumulate(loss_of, state.params, (inputs, tokens, taught))
     state, norms, stepped = states.step(state, grads, loss, optimizer, teacher)
     # The loss, and the sampler's gap.
     per_token = jax.tree.map(lambda x: reading.scatter(x, plan.origin, rollout.ids.shape), rows)

@@ -1,5 +1,6 @@
 """Digit chains: arithmetic by look-up tables, texts by hand, error rates by binomial bounds."""
 
+import collections
 import dataclasses
 import re
 
@@ -149,12 +150,29 @@ def test_cold_start_rows_are_clean_for_the_teacher_and_mistaken_for_the_student(
     ({'misconception': 1.5}, ['data.chains.misconception is 1.5', '0..1']),
     ({'slip': -0.1}, ['data.chains.slip is -0.1', '0..1']),
     ({'steps': 2, 'train': 44, 'validation': 1, 'test': 1}, ['46', '90 exist', 'at most 45']),
+    ({'shortest': 9}, ['data.chains.shortest is 9', '1..8']),
+    ({'shortest': 0}, ['data.chains.shortest is 0']),
+    ({'shortest': 6}, ['20700', '21870 exist with as many of 6 steps', 'at most 10935']),
   ],
 )
 def test_settings_that_cannot_work(change, words):
   with pytest.raises(ConfigError) as caught:
     chains.validate(dataclasses.replace(ChainsConfig(), **change))
   assert all(word in str(caught.value) for word in words)
+
+
+def test_lengths_from_the_shortest_on_are_as_frequent():
+  config = ChainsConfig(steps=8, shortest=5, train=800, validation=1, test=1)
+  counts = collections.Counter(len(p.problem) - 1 for p in chains.draw_problems(config))
+  assert set(counts) == {5, 6, 7, 8}
+  # Some 8 of 200 draws of the 2430 chains of 5 steps are repeats, which count once.
+  assert all(within(count, 802, 0.25) for count in counts.values())
+
+
+def test_one_length_is_drawn_as_before_there_were_several():
+  plain = [p.problem for p in chains.draw_problems(ChainsConfig(train=50, validation=1, test=1))]
+  alike = ChainsConfig(train=50, validation=1, test=1, shortest=8)
+  assert [p.problem for p in chains.draw_problems(alike)] == plain
 
 
 def test_half_of_all_chains_may_be_asked_for():

@@ -112,6 +112,13 @@ def test_cold_start_rows_depend_on_seed_and_step_alone():
   assert [e.completion for e in cold_start(3)] != [e.completion for e in cold_start(3, seed=1)]
 
 
+def test_clean_rows_have_the_solutions_whoever_sees_them():
+  rows = source.cold_start_examples(SMALL, source.load(SMALL).train, 20, 8, seed=0, step=3, clean=True)
+  assert [(e.problem, e.role) for e in rows] == [(e.problem, e.role) for e in cold_start(3)]
+  assert all(e.completion == e.problem.solution for e in rows)
+  assert any(e.completion != e.problem.solution for e in cold_start(3))
+
+
 def test_cold_start_rows_walk_through_the_training_problems():
   drawn = [e.problem.id for step in range(3) for e in cold_start(step)]
   assert sorted(drawn) == sorted(p.id for p in source.load(SMALL).train)

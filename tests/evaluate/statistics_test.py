@@ -13,6 +13,7 @@ from scipy import stats
 from opsd_jax.evaluate.statistics import (
   Estimate,
   bootstrap,
+  gap_recovery,
   majority,
   mean_accuracy,
   pass_at_k,
@@ -265,3 +266,19 @@ def test_majority_of_two_answers_is_the_vote(correct):
   """Where all wrong samples agree, the most common answer is right where most samples are."""
   correct = np.array(correct)
   assert majority(correct.astype(int), correct) == pytest.approx(np.mean(correct.sum(axis=1) >= 2))
+
+
+# The gap to a teacher.
+
+
+@pytest.mark.parametrize(
+  ('before', 'after', 'teacher', 'share'),
+  [(0.2, 0.5, 0.6, 0.75), (0.2, 0.2, 0.6, 0.0), (0.5, 0.4, 0.6, -1.0), (0.5, 0.7, 0.6, 2.0)],
+)
+def test_the_share_of_the_gap_to_a_teacher(before, after, teacher, share):
+  assert gap_recovery(before, after, teacher) == pytest.approx(share)
+
+
+@pytest.mark.parametrize('teacher', [0.5, 0.3])
+def test_there_is_no_gap_to_a_teacher_that_is_no_better(teacher):
+  assert gap_recovery(0.5, 0.4, teacher) is None

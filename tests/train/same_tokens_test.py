@@ -11,7 +11,7 @@ import pytest
 from experiments import common, recipes
 from opsd_jax import jsonlines
 from opsd_jax.experiment import build
-from opsd_jax.train import cold_start, distill
+from opsd_jax.train import cold_start, distill, sources
 from tests.experiments import real_text
 
 
@@ -52,9 +52,9 @@ def seen(setup, tmp_path_factory):
     return step
 
   with pytest.MonkeyPatch.context() as patch:
-    plain_sample, plain_score = distill.decode.sample, distill.scoring.score_teacher
+    plain_sample, plain_score = sources.decode.sample, distill.scoring.score_teacher
     plain_step = distill.step.make_distill_step
-    patch.setattr(distill.decode, 'sample', sample)
+    patch.setattr(sources.decode, 'sample', sample)
     patch.setattr(distill.scoring, 'score_teacher', score_teacher)
     patch.setattr(distill.step, 'make_distill_step', make_distill_step)
     folder = tmp_path_factory.mktemp('run')

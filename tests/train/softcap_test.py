@@ -10,7 +10,7 @@ import pytest
 
 from opsd_jax.analyze import preflight
 from opsd_jax.distill import scoring
-from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, divergence_spec
+from opsd_jax.distill.config import ObjectiveConfig, Softcaps, TeacherConfig, divergence_spec
 from opsd_jax.models import model
 from opsd_jax.records import Prompts
 from opsd_jax.rollout import decode
@@ -40,8 +40,8 @@ def oracle_logp(spec=SPEC):
 
 
 def test_the_kernel_caps_both_models():
-  spec = divergence_spec(ObjectiveConfig(), VOCAB, 30.0)
-  assert spec.student_softcap == spec.teacher_softcap == 30.0
+  spec = divergence_spec(ObjectiveConfig(), VOCAB, Softcaps(30.0, 20.0))
+  assert (spec.student_softcap, spec.teacher_softcap) == (30.0, 20.0)
   assert divergence_spec(ObjectiveConfig(), VOCAB).student_softcap is None
 
 

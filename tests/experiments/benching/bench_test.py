@@ -139,7 +139,7 @@ def test_the_other_step_has_our_loss_and_gradient(work):
     states = hidden(params, student), hidden(frozen, seen)
     heads = model.head(spec, params), model.head(spec, frozen)
     loss, _ = objective.compare(
-      states[0], heads[0], states[1], heads[1], jnp.asarray(drawn), config, spec.vocab_size, None, None
+      states[0], heads[0], states[1], heads[1], jnp.asarray(drawn), config, spec.vocab_size
     )
     return loss.mean()
 

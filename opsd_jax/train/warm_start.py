@@ -1,0 +1,31 @@
+"""An arm's supervised updates before it distils: imitation of the teacher's rollouts, or of solutions."""
+
+import dataclasses
+import os
+
+from opsd_jax.models import model
+from opsd_jax.train import distill, loop
+from opsd_jax.train.setup import Setup
+
+
+def run(
+  setup: Setup, folder: str, initial: model.Params, label: str, external: model.Params | None = None
+) -> loop.Finished:
+  """Trains `warm_start.updates` updates from `initial`, in `folder`/warm_start; continues an earlier attempt.
+
+  Without updates what it returns are the initial weights.
+  """
+  config = setup.warm_start
+  if not config.updates:
+    return loop.Finished(initial, loop.Progress())
+  stage = dataclasses.replace(
+    setup,
+    source=config.source,
+    objective=dataclasses.replace(setup.objective, estimator='nll', correction='none'),
+    optimizer=config.optimizer,
+    loop=dataclasses.replace(
+      setup.loop, updates=config.updates, budget=None, max_updates=None, evaluate_every=0
+    ),
+  )
+  own = os.path.join(folder, 'warm_start')
+  return distill.run(stage, own, initial, f'{label}, warm start', external, 'warm_start.optimizer')
