@@ -18,9 +18,10 @@ from opsd_jax.models import lora
 from opsd_jax.models.model import Params
 from opsd_jax.records import Role
 from opsd_jax.rollout.engine import probe
-from opsd_jax.train import cold_start, distill, ledger, loop
+from opsd_jax.train import cold_start, distill, grpo, ledger, loop
 from opsd_jax.train.setup import Setup
 
+_METHODS = {'distill': distill.run, 'grpo': grpo.run}
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -46,13 +47,13 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
   with jax.set_mesh(setup.mesh):
     runs = {'cold_start': cold_start.run(setup, os.path.join(workdir, 'cold_start'))}
     base = runs['cold_start'].params
-    runs['opsd'] = distill.run(setup, workdir, base)
+    runs['opsd'] = _METHODS[setup.method](setup, workdir, base, label='opsd')
     done = runs['opsd'].progress
     for control in experiment.controls:
       arm = with_control(experiment, control, done.ledger.sampled, done.updates)
       changed = assemble(arm, setup.mesh, setup.splits, setup.dropped, setup.retention)
       folder = os.path.join(workdir, 'controls', control.name)
-      runs[control.name] = distill.run(changed, folder, base, label=control.name)
+      runs[control.name] = _METHODS[changed.method](changed, folder, base, label=control.name)
     evaluated = _evaluate_all(setup, runs, os.path.join(workdir, 'evaluation'))
     arms = {name: run.progress for name, run in runs.items()}
     chosen = distill.best(setup, workdir, base)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from opsd_jax.rollout import decode
 from opsd_jax.rollout.config import bucket
 from opsd_jax.rollout.engine import client
 from opsd_jax.rollout.source import Rollouts
-from opsd_jax.train import ledger, loop, parity, state, step
+from opsd_jax.train import controller, ledger, loop, parity, state, step
 from opsd_jax.train.config import parse_budget
 from opsd_jax.train.setup import Setup
 
@@ -35,21 +35,31 @@ _SHOWN = 4  # rollouts written out token by token at a time
 _ADAPTERS = 1  # folded into the seed, whose own draws are the random weights
 
 
-def run(setup: Setup, folder: str, initial: model.Params, label: str = 'opsd') -> loop.Finished:
+def run(
+  setup: Setup,
+  folder: str,
+  initial: model.Params,
+  label: str = 'opsd',
+  make_update: Callable[..., controller.Update] | None = None,
+) -> loop.Finished:
   """Distils from `initial` until the budget is spent; continues an earlier attempt in `folder`.
 
   `initial` is the student's first weights, the frozen teacher and, with `lora`, what the adapters stand
-  beside: only they are trained, and `params` of what is returned are theirs alone.
+  beside: only they are trained, and `params` of what is returned are theirs alone. `make_update` makes what
+  another method does in an update, from what distillation would make its own from.
   """
   optimizer = state.make_optimizer(setup.optimizer)
-  shape = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher)
+  anchored = controller.anchored(setup.controller)
+  shape = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher, anchored)
+  make = _make_update if make_update is None else make_update
+  update = make(setup, initial, optimizer, shape, folder, label)
   work = loop.Work(
     label,
     folder,
     parse_budget(setup.loop),
-    start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher),
+    start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher, anchored),
     layout=shape,
-    update=_make_update(setup, initial, optimizer, shape, folder, label),
+    update=controller.around(setup, initial, optimizer, shape, update),
     validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
   )
@@ -89,6 +99,8 @@ def _make_update(
   base = initial if setup.lora.rank else None  # whose head is then the student's and every teacher's
   with_head = setup.teacher.kind == 'frozen' and base is None
   frozen_head = model.head(spec, initial) if with_head else None
+  extrapolated = setup.objective.extrapolation != 1
+  score_initial = jax.jit(functools.partial(scoring.score_tokens, spec, setup.objective, vocab))
   rollouts = source(setup)
 
   def update(weights: state.TrainState, number: int):
@@ -114,7 +126,8 @@ def _make_update(
     )
     laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
     scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
-    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out)
+    before = score_initial(initial, placed, rollout, laid_out) if extrapolated else None
+    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out, before)
     report = meshes.host(report)
 
     graded = grade(setup, problems, sampled)
@@ -132,12 +145,14 @@ def _make_update(
 def entries(
   setup: Setup, prompts: Prompts, seen: Sequence[Prompts], drawing: Sampled, plan: Plan
 ) -> ledger.Ledger:
-  """What an update took: the rollouts, the student's loss and every view of the teacher."""
+  """What an update took: the rollouts, the student's loss, every view of the teacher, the initial weights."""
   spec, adapters, sampled = setup.spec, lora.size(setup.lora, setup.spec), drawing.rollout
   drawn = ledger.sampled_positions(prompts, drawing)
   spent = ledger.rollout_entry(spec, prompts.length, sampled.length, adapters, drawn)
   read = ledger.read_positions(plan, plan.student, prompts, sampled)
   spent += ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
+  if setup.objective.extrapolation != 1:  # read as the student does, by the initial weights
+    spent += ledger.teacher_entry(spec, prompts.length, sampled.length, 0, read)
   worn = 0 if setup.teacher.kind == 'frozen' else adapters
   for view, how in zip(seen, plan.teacher, strict=True):
     read = ledger.read_positions(plan, how, view, sampled)
@@ -232,7 +247,8 @@ def best(setup: Setup, folder: str, initial: model.Params) -> loop.Finished | No
   if not (setup.loop.evaluate_every and setup.checkpoint.keep_best):
     return None
   optimizer = state.make_optimizer(setup.optimizer)
-  layout = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher)
+  anchored = controller.anchored(setup.controller)
+  layout = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher, anchored)
   with open_store(os.path.join(folder, 'checkpoints'), setup.checkpoint, read_only=True) as store:
     found = store.restore(layout, 'best')
   return (
@@ -270,8 +286,9 @@ def show_rollouts(
   sampled: Rollout,
   graded: Graded,
   token_loss: np.ndarray,
+  taught: bool = True,
 ) -> None:
-  """Writes the first rollouts of an update to `rollouts/<update>.json`."""
+  """Writes the first rollouts of an update to `rollouts/<update>.json`; `taught` if a teacher saw them."""
   if jax.process_index() != 0:
     return
   shown = []
@@ -281,7 +298,7 @@ def show_rollouts(
       Shown(
         problem=problem.problem,
         student_prompt=_readable(setup, problem, 'student'),
-        teacher_prompt=_readable(setup, problem, 'teacher'),
+        teacher_prompt=_readable(setup, problem, 'teacher') if taught else '',
         tokens=[setup.tokenizer.token_text(i) for i in sampled.ids[row, :length].tolist()],
         loss=[round(float(x), 5) for x in token_loss[row, :length]],
         answer=problem.answer,
