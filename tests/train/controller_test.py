@@ -1,6 +1,7 @@
 """The controller around updates: its order beside a transcription of the paper's, its state, its cost."""
 
 import dataclasses
+import functools
 import types
 
 import jax
@@ -9,13 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import common, recipes
+from experiments import common, export, recipes
 from opsd_jax import jsonlines
 from opsd_jax.checkpoint.config import CheckpointConfig
 from opsd_jax.config import ConfigError
 from opsd_jax.distill.config import TeacherConfig
 from opsd_jax.experiment import build, validate
 from opsd_jax.mesh import MeshConfig, make_mesh
+from opsd_jax.models import lora, model
 from opsd_jax.models.lora import LoraConfig
 from opsd_jax.train import cold_start, controller, distill, extrapolation, loop
 from opsd_jax.train import state as states
@@ -25,7 +27,9 @@ from opsd_jax.train.ledger import Ledger
 from opsd_jax.train.recorder import MetricsConfig
 from tests.experiments import tiny
 from tests.models.lora_test import make_adapters
+from tests.models.transformer_test import SPEC, make_params, quick_jit, relative_gap
 from tests.train.engine_run_test import compiled_once  # noqa: F401
+from tests.train.sharded_step_test import MESHES, OPTIMIZER
 
 ADAM = states.make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_updates=3))
 START = np.array([1.0, -2.0, 0.5, 3.0])
@@ -232,29 +236,80 @@ def test_a_donated_state_loses_its_weights_and_not_its_anchor():
   np.testing.assert_array_equal(step(state).anchor['w'], accepted)
 
 
-def test_adapters_are_extrapolated_by_their_product_with_fresh_moments():
-  config = LoraConfig(rank=3)
-  adapters, anchor = make_adapters(config), make_adapters(config, seed=2)
-  state = states.create(adapters, ADAM, TeacherConfig(), True)
-  state, _, _ = states.step(state, adapters, jnp.float32(1), ADAM, TeacherConfig())
-  state = state.replace(anchor=anchor)
-  layout = states.describe(adapters, ADAM, TeacherConfig(), True)
-  wanted, error = extrapolation.extrapolate_adapters(state.params, anchor, np.float32(2))
-  scores = iter([0.1, 0.2, 0.1])
-  act = controller.make(ControllerConfig('effopd'), config, ADAM, layout, lambda p: (next(scores), ASKED))
-  after, found = act(state, 1)
+PAIRS = LoraConfig(rank=3, targets=('query', 'down'))
+nearest = quick_jit(extrapolation.extrapolate_adapters)
+
+
+def on(where, tree, like):
+  return jax.tree.map(lambda x, s: jax.device_put(np.array(x), s.sharding), tree, like(MESHES[where]()))
+
+
+def adapters_on(where, seed=0):
+  return on(where, make_adapters(PAIRS, seed=seed), functools.partial(lora.abstract, PAIRS, SPEC))
+
+
+def weights_on(where, seed=0):
+  return on(where, make_params(SPEC, seed), functools.partial(model.abstract_params, SPEC))
+
+
+def act(config, adapters, params, anchor, scores, optimizer=OPTIMIZER):
+  """The state after a trigger, and what was found."""
+  layout = states.describe(params, optimizer, TeacherConfig(), True)
+  rest = iter(scores)
+  made = controller.make(config, adapters, optimizer, layout, lambda p: (next(rest), ASKED))
+  return made(states.create(params, optimizer, TeacherConfig(), True).replace(anchor=anchor), 1)
+
+
+@pytest.mark.parametrize('where', ['one', 'cube'])
+def test_adapters_are_extrapolated_by_their_product(where):
+  wanted, error = nearest(make_adapters(PAIRS), make_adapters(PAIRS, seed=2), np.float32(2))
+  after, found = act(
+    ControllerConfig('effopd'), PAIRS, adapters_on(where), adapters_on(where, 2), [0.1, 0.2, 0.1]
+  )
   assert (
     found.metrics['controller/rank_error'] == pytest.approx(float(error), rel=1e-4) and float(error) > 0.01
   )
-  for ours, theirs in zip(jax.tree.leaves(after.params), jax.tree.leaves(wanted), strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+  for name in ('attention', 'mlp'):
+    for pair, other in zip(after.params['layers'][name].values(), wanted['layers'][name].values()):
+      product, expected = (np.einsum('lir,lro->lio', *flattened(p)) for p in (pair, other))
+      np.testing.assert_allclose(product, expected, atol=1e-4)
+  assert_laid_out(after, adapters_on(where))
   jax.tree.map(np.testing.assert_array_equal, after.anchor, after.params)
-  fresh = states.create(adapters, ADAM, TeacherConfig(), True).optimizer
-  changed = [
-    not np.array_equal(a, b)
-    for a, b in zip(jax.tree.leaves(after.optimizer), jax.tree.leaves(fresh), strict=True)
-  ]
-  assert sum(changed) == 1, 'all but the place in the schedule'
+
+
+def flattened(pair):
+  """a [L, in, r] and b [L, r, out], float64."""
+  a, b = np.asarray(pair['a'], np.float64), np.asarray(pair['b'], np.float64)
+  return a.reshape(a.shape[0], -1, a.shape[-1]), b.reshape(*b.shape[:2], -1)
+
+
+def assert_laid_out(state, like):
+  for tree in (state.params, state.anchor):
+    for leaf, other in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
+      assert leaf.sharding.is_equivalent_to(other.sharding, leaf.ndim)
+
+
+def test_new_factors_have_no_moments():
+  adapters = make_adapters(PAIRS)
+  after, _ = act(
+    ControllerConfig('effopd'), PAIRS, adapters, make_adapters(PAIRS, seed=2), [0.1, 0.2, 0.1], ADAM
+  )
+  state, _, _ = states.step(after, adapters, jnp.float32(1), ADAM, TeacherConfig())
+  layout = states.describe(adapters, ADAM, TeacherConfig(), True)
+  again = controller.make(ControllerConfig('fixed'), PAIRS, ADAM, layout, None)(state, 2)[0]
+  adam, place = (part_of(again, kind) for kind in (optax.ScaleByAdamState, optax.ScaleByScheduleState))
+  assert int(place.count) == 1 and int(adam.count) == 0
+  assert not any(np.any(x) for x in jax.tree.leaves((adam.mu, adam.nu)))
+
+
+def test_on_several_devices_all_weights_stay_where_they_are():
+  after, found = act(
+    ControllerConfig('effopd'), LoraConfig(), weights_on('cube'), weights_on('cube', 1), [0.1, 0.2, 0.3, 0.2]
+  )
+  assert found.metrics['controller/factor'] == 4
+  expected = extrapolation.extrapolate(ControllerConfig(), make_params(SPEC), make_params(SPEC, 1), 4.0)
+  assert relative_gap(after.params, expected) < 1e-6
+  assert_laid_out(after, weights_on('cube'))
 
 
 # Questions.
@@ -286,26 +341,38 @@ SETTINGS = (
 )
 
 
-def test_a_run_with_a_real_model_goes_on_as_if_it_had_not_stopped(tmp_path):
-  def train(folder, updates):
-    setup = build(common.with_settings(recipes.load('quickstart'), [*SETTINGS, f'loop.updates={updates}']))
-    setup = dataclasses.replace(setup, mesh=make_mesh(MeshConfig(), jax.devices()[:1]))
-    with jax.set_mesh(setup.mesh):
-      return distill.run(setup, str(tmp_path / folder), cold_start.initial_params(setup))
+def train(folder, updates):
+  setup = build(common.with_settings(recipes.load('quickstart'), [*SETTINGS, f'loop.updates={updates}']))
+  setup = dataclasses.replace(setup, mesh=make_mesh(MeshConfig(), jax.devices()[:1]))
+  with jax.set_mesh(setup.mesh):
+    return setup, distill.run(setup, str(folder), cold_start.initial_params(setup))
 
-  whole = train('whole', 4)
-  train('parts', 3)
-  parts = train('parts', 4)
+
+def test_a_run_with_a_real_model(tmp_path):
+  setup, done = train(tmp_path, 3)
+  rows = jsonlines.read(tmp_path / 'metrics.jsonl')
+  # Of an untrained model every answer is wrong, so that each candidate is as good as the one before.
+  assert [r.get('controller/factor') for r in rows] == [10, 10, None]
+  questions = sum(1 + r['controller/tried'] for r in rows if 'controller/tried' in r) * 10
+  assert questions <= done.progress.controller.sampled <= questions * 12
+  drawn = sum(r['tokens'] for r in rows)
+  assert rows[-1]['total/sampled'] == drawn + done.progress.controller.sampled
+  assert done.progress.ledger.scored_student == drawn
+  # Who reads its checkpoints knows of the anchor.
+  experiment = common.with_settings(recipes.load('quickstart'), SETTINGS)
+  step, params = export.read_trained(str(tmp_path), experiment, setup.mesh)
+  assert step == 3
+  jax.tree.map(np.testing.assert_array_equal, params, done.params)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_real_model_goes_on_as_if_it_had_not_stopped(tmp_path):
+  _, whole = train(tmp_path / 'whole', 4)
+  train(tmp_path / 'parts', 3)
+  _, parts = train(tmp_path / 'parts', 4)
   jax.tree.map(np.testing.assert_array_equal, parts.params, whole.params)
   ours, theirs = (jsonlines.read(tmp_path / f / 'metrics.jsonl') for f in ('parts', 'whole'))
   assert [r | {'time': 0} for r in ours] == [r | {'time': 0} for r in theirs]
-  # Of an untrained model every answer is wrong, so that each candidate is as good as the one before.
-  assert [r.get('controller/factor') for r in theirs] == [10, 10, None, 10]
-  questions = sum(1 + r['controller/tried'] for r in theirs if 'controller/tried' in r) * 10
-  assert questions <= whole.progress.controller.sampled <= questions * 12
-  drawn = sum(r['tokens'] for r in theirs)
-  assert theirs[-1]['total/sampled'] == drawn + whole.progress.controller.sampled
-  assert whole.progress.ledger.scored_student == drawn
 
 
 @pytest.mark.parametrize(

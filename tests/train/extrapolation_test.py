@@ -11,7 +11,7 @@ from opsd_jax.models.lora import LoraConfig
 from opsd_jax.train import extrapolation as lib
 from opsd_jax.train.extrapolation import ControllerConfig
 from tests.models.lora_test import make_adapters
-from tests.models.transformer_test import SPEC, flat, float64, make_params
+from tests.models.transformer_test import SPEC, flat, float64, make_params, quick_jit
 
 EFFOPD = ControllerConfig('effopd')
 
@@ -92,6 +92,8 @@ def test_projections_alone():
 
 # Adapters.
 
+nearest_of = quick_jit(lib.extrapolate_adapters)
+
 
 def product(pair, layer):
   """The matrix of one layer of one projection, float64."""
@@ -105,9 +107,9 @@ def each(adapters):
 
 @pytest.mark.parametrize(('rank', 'factor'), [(3, 2.0), (3, 10.0), (2, 6.0)])
 def test_the_product_is_extrapolated_and_the_nearest_of_its_rank_is_taken(rank, factor):
-  config = LoraConfig(rank=rank)
+  config = LoraConfig(rank=rank, targets=('query', 'out', 'down'))
   adapters, anchor = make_adapters(config, seed=0), make_adapters(config, seed=2)
-  found, error = jax.jit(lib.extrapolate_adapters)(adapters, anchor, np.float32(factor))
+  found, error = nearest_of(adapters, anchor, np.float32(factor))
   lost = whole = 0.0
   for place, pair in each(found).items():
     for layer in range(SPEC.num_layers):
@@ -131,19 +133,19 @@ def test_the_product_is_extrapolated_and_the_nearest_of_its_rank_is_taken(rank, 
 
 def test_from_fresh_adapters_nothing_is_lost_and_no_direction_dies():
   """The product of fresh ones is 0, so that three times the first step has the rank of the step."""
-  config = LoraConfig(rank=2)
+  config = LoraConfig(rank=2, targets=('query', 'out', 'down'))
   anchor = make_adapters(config, seed=2)
   anchor = {
     'layers': {g: {n: p | {'b': 0 * p['b']} for n, p in ps.items()} for g, ps in anchor['layers'].items()}
   }
   adapters = make_adapters(config)
-  found, error = lib.extrapolate_adapters(adapters, anchor, np.float32(2.0))
+  found, error = nearest_of(adapters, anchor, np.float32(2.0))
   assert float(error) < 1e-6
   for place, pair in each(found).items():
     for layer in range(SPEC.num_layers):
       wanted = 3 * product(each(adapters)[place], layer)
       np.testing.assert_allclose(product(pair, layer), wanted, atol=1e-5 * np.abs(wanted).max())
-  nothing, _ = lib.extrapolate_adapters(anchor, anchor, np.float32(2.0))
+  nothing, _ = nearest_of(anchor, anchor, np.float32(2.0))
   for pair in each(nothing).values():
     assert not np.abs(pair['b']).max() and np.isfinite(pair['a']).all()
     assert np.abs(pair['a']).max(axis=tuple(range(1, pair['a'].ndim - 1))).min() > 0, 'they can learn'
@@ -152,7 +154,7 @@ def test_from_fresh_adapters_nothing_is_lost_and_no_direction_dies():
 def test_a_rank_above_the_width_of_a_matrix():
   config = LoraConfig(rank=20, targets=('key',))  # of 16 by 8
   adapters, anchor = make_adapters(config), make_adapters(config, seed=2)
-  found, error = lib.extrapolate_adapters(adapters, anchor, np.float32(4.0))
+  found, error = nearest_of(adapters, anchor, np.float32(4.0))
   assert float(error) == 0
   ((place, pair),) = each(found).items()
   now, before = product(each(adapters)[place], 0), product(each(anchor)[place], 0)

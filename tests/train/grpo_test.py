@@ -103,7 +103,9 @@ def gradient(state):
   return state.optimizer[0].trace
 
 
-@pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['grpo', 'dapo'])
+@pytest.mark.parametrize(
+  'config', [CONFIG, pytest.param(PLAIN, marks=pytest.mark.slow)], ids=['grpo', 'dapo']
+)
 def test_loss_and_gradient_are_their_definition(config):
   state, report, logp = step(config)
   old = known()[0]
