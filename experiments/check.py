@@ -22,7 +22,7 @@ from opsd_jax.config import require
 from opsd_jax.distill import objective
 from opsd_jax.experiment import Experiment, build
 from opsd_jax.models import lora, model
-from opsd_jax.train import cold_start
+from opsd_jax.train import cold_start, controller
 from opsd_jax.train.setup import Setup
 
 flags.adopt_module_key_flags(common)
@@ -114,7 +114,14 @@ def _show_memory(experiment: Experiment, setup: Setup) -> None:
   print(f'memory over {setup.mesh.size} device(s), by formula, activations left out:')
   adapters = lora.abstract(setup.lora, setup.spec, setup.mesh) if setup.lora.rank else None
   table = preflight.memory(
-    setup.spec, abstract, setup.rollout, setup.views, setup.objective, setup.teacher, adapters
+    setup.spec,
+    abstract,
+    setup.rollout,
+    setup.views,
+    setup.objective,
+    setup.teacher,
+    adapters,
+    controller.anchored(setup.controller),
   )
   for name, size in table.items():
     print(f'  {size / 2**20:12,.2f} MiB  {name}')

@@ -28,7 +28,7 @@ from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import families, lora, model, weights
 from opsd_jax.models.folder import adapters, inventory, read, write
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.train import state
+from opsd_jax.train import controller, state
 from opsd_jax.train.config import OptimizerConfig
 
 for shared in ('checkpoint', 'base', 'step', 'output', 'dtype'):
@@ -143,7 +143,8 @@ def read_trained(
   spec = experiment.model
   adapted = experiment.lora.rank > 0
   shapes = lora.abstract(experiment.lora, spec, mesh) if adapted else model.abstract_params(spec, mesh)
-  return _restore(workdir, experiment, shapes, experiment.optimizer, experiment.teacher, step)
+  e, anchored = experiment, controller.anchored(experiment.controller)
+  return _restore(workdir, e, shapes, e.optimizer, e.teacher, step, anchored)
 
 
 def merged(
@@ -180,9 +181,10 @@ def _restore(
   optimizer: OptimizerConfig,
   teacher: TeacherConfig,
   step: int | str | None = None,
+  anchored: bool = False,
 ) -> tuple[int, model.Params]:
   folder = os.path.join(workdir, 'checkpoints')
-  layout = state.describe(shapes, state.make_optimizer(optimizer), teacher)
+  layout = state.describe(shapes, state.make_optimizer(optimizer), teacher, anchored)
   with open_store(folder, experiment.checkpoint, read_only=True) as store:
     found = store.restore(layout, step)
   require(found is not None, f'{folder} has no complete checkpoint yet (asked for: {step or "latest"}).')

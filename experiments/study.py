@@ -20,7 +20,7 @@ from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.model import Params
 from opsd_jax.records import Role
 from opsd_jax.rollout.engine import probe
-from opsd_jax.train import cold_start, distill, external, ledger, loop, warm_start
+from opsd_jax.train import cold_start, distill, external, grpo, ledger, loop, warm_start
 from opsd_jax.train.setup import Setup
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -50,7 +50,7 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
     base = runs['cold_start'].params
     taught = _teachers(experiment, setup, workdir)
     warm = {'opsd': warm_start.run(setup, workdir, base, 'opsd', _params(taught.get('opsd')))}
-    runs['opsd'] = distill.run(setup, workdir, warm['opsd'].params, external=_params(taught.get('opsd')))
+    runs['opsd'] = _train(setup, workdir, warm['opsd'].params, 'opsd', _params(taught.get('opsd')))
     done = runs['opsd'].progress
     learned = tokens(done) + tokens(warm['opsd'].progress)
     for control in experiment.controls:
@@ -59,7 +59,7 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
       warm[name] = warm_start.run(_arm_setup(setup, experiment, control), folder, base, name, teacher)
       left = max(learned - tokens(warm[name].progress), 1)
       changed = _arm_setup(setup, experiment, control, left, done.updates)
-      runs[name] = distill.run(changed, folder, warm[name].params, label=name, external=teacher)
+      runs[name] = _train(changed, folder, warm[name].params, name, teacher)
     evaluated = _evaluate_all(setup, runs, os.path.join(workdir, 'evaluation'))
     arms = {name: _with(run.progress, warm.get(name)) for name, run in runs.items()}
     for teacher in taught.values():
@@ -73,6 +73,13 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
   results = _results(experiment, setup, arms, evaluated)
   write_json(os.path.join(workdir, 'results.json'), results)
   return results
+
+
+def _train(setup: Setup, folder: str, initial: Params, label: str, teacher: Params | None) -> loop.Finished:
+  """An arm, by its method."""
+  if setup.method == 'grpo':
+    return grpo.run(setup, folder, initial, label)
+  return distill.run(setup, folder, initial, label, teacher)
 
 
 def _arm_setup(setup: Setup, experiment: Experiment, control: Control, *budget: int) -> Setup:

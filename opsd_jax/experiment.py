@@ -6,13 +6,14 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import jax
 
 from opsd_jax import config as configs
 from opsd_jax.checkpoint import config as checkpoint_room
 from opsd_jax.checkpoint.config import CheckpointConfig
-from opsd_jax.config import ConfigError, require
+from opsd_jax.config import ConfigError, require, require_choice
 from opsd_jax.data import cleaning, index, source
 from opsd_jax.data.config import DataConfig
 from opsd_jax.data.source import Splits
@@ -40,11 +41,13 @@ from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.rollout.engine import config as engine_room
 from opsd_jax.text import tokenizer as text_room
 from opsd_jax.text.tokenizer import TokenizerConfig
-from opsd_jax.train import cold_start, recorder, sources
+from opsd_jax.train import cold_start, extrapolation, recorder, sources, surrogate
 from opsd_jax.train import config as train_room
 from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig, SourceConfig, WarmStartConfig
+from opsd_jax.train.extrapolation import ControllerConfig
 from opsd_jax.train.recorder import MetricsConfig
 from opsd_jax.train.setup import Setup
+from opsd_jax.train.surrogate import GrpoConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Experiment:
     name: of the recipe.
     seed: of the weights, the data order and the sampling.
     teacher_start: supervised training that makes an external teacher, on clean solutions by default.
+    method: `distill`: draw the student towards the teacher; `grpo`: towards what was graded right.
   """
 
   name: str
@@ -93,11 +97,15 @@ class Experiment:
   evaluate: EvaluateConfig = EvaluateConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   metrics: MetricsConfig = MetricsConfig()
+  controller: ControllerConfig = ControllerConfig()
+  method: Literal['distill', 'grpo'] = 'distill'
+  grpo: GrpoConfig = GrpoConfig()
   controls: tuple[Control, ...] = ()
 
 
 # What a control may change. The rest is shared with the main run: its cold start, its data, its test.
 CONTROLLABLE = (
+  'method',
   'views.teacher',
   'views.solution_fraction',
   'views.feedback',
@@ -110,6 +118,8 @@ CONTROLLABLE = (
   'loop.',
   'source.',
   'warm_start.',
+  'controller.',
+  'grpo.',
 )
 _RESERVED = (
   'base',
@@ -169,9 +179,12 @@ def validate(experiment: Experiment) -> None:
   train_room.validate_agreement(experiment.source, experiment.objective, experiment.weigh)
   _validate_privilege(experiment)
   _validate_engine(experiment)
+  _validate_controller(experiment)
+  _validate_method(experiment)
   budget = train_room.parse_budget(experiment.loop)
   if budget.unit == 'updates':
-    train_room.validate_decay('optimizer', experiment.optimizer, math.ceil(budget.limit))
+    steps = experiment.grpo.steps if experiment.method == 'grpo' else 1
+    train_room.validate_decay('optimizer', experiment.optimizer, math.ceil(budget.limit) * steps)
   grade_room.validate(experiment.grade)
   evaluate_room.validate(experiment.evaluate, tokenizer_size)
   checkpoint_room.validate(experiment.checkpoint)
@@ -260,6 +273,35 @@ def _validate_engine(experiment: Experiment) -> None:
     loss_temperature=e.objective.student_temperature,
     lora_rank=e.lora.rank,
     cold_start_updates=e.cold_start.updates,
+  )
+
+
+def _validate_controller(experiment: Experiment) -> None:
+  e = experiment
+  extrapolation.validate(e.controller)
+  require(
+    e.controller.kind == 'none' or not e.lora.rank or e.teacher.kind != 'ema',
+    f'controller.kind is {e.controller.kind!r}, which replaces the factors of the adapters, and teacher.kind '
+    "is 'ema', an average of such factors, which would mix unlike ones; set teacher.kind=frozen or live, or "
+    'lora.rank=0.',
+  )
+
+
+def _validate_method(experiment: Experiment) -> None:
+  e = experiment
+  require_choice('method', e.method, ('distill', 'grpo'))
+  surrogate.validate(e.grpo)
+  if e.method != 'grpo':
+    return
+  require(
+    e.rollout.per_question > 1,
+    f"method is 'grpo', which compares the rollouts of a question, but rollout.per_question is "
+    f'{e.rollout.per_question}; set at least 2 (published: 8).',
+  )
+  require(
+    e.teacher.kind == 'frozen',
+    f"method is 'grpo', which has no teacher, but teacher.kind is {e.teacher.kind!r}; set "
+    'teacher.kind=frozen, which keeps nothing.',
   )
 
 
@@ -390,6 +432,9 @@ def assemble(
     evaluate=e.evaluate,
     checkpoint=e.checkpoint,
     metrics=e.metrics,
+    controller=e.controller,
+    method=e.method,
+    grpo=e.grpo,
     retention=others,
   )
 
@@ -398,7 +443,10 @@ def _needed(experiment: Experiment) -> dict[str, int]:
   """Training problems that an update takes, by the setting that says so."""
   rows = {'rollout.questions': experiment.rollout.questions}
   stages = {'cold_start': experiment.cold_start, 'teacher_start': experiment.teacher_start}
-  return rows | {f'{name}.batch': stage.batch for name, stage in stages.items() if stage.updates}
+  rows |= {f'{name}.batch': stage.batch for name, stage in stages.items() if stage.updates}
+  if experiment.controller.kind == 'effopd':
+    rows['controller.problems'] = experiment.controller.problems
+  return rows
 
 
 def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, dict[str, int]], str]:

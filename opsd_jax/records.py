@@ -136,7 +136,10 @@ class Graded:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-  """One rollout as a person reads it: both prompts, and the sampled tokens with the loss at each."""
+  """One rollout as a person reads it: both prompts, and the sampled tokens with the loss at each.
+
+  Without a teacher the prompt of one is empty.
+  """
 
   problem: str
   student_prompt: str

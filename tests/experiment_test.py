@@ -223,7 +223,7 @@ def test_build_makes_the_workbench():
   made |= {'retention', 'cleaning'}
   rooms = {f.name for f in dataclasses.fields(setup)} - made
   assert all(getattr(setup, room) == getattr(changed(*SHRUNK), room) for room in rooms)
-  assert len(rooms) == 18
+  assert len(rooms) == 21
 
 
 def test_training_problems_are_checked_against_whole_benchmarks_and_what_is_tracked(tmp_path):

@@ -248,21 +248,30 @@ def memory(
   objective: ObjectiveConfig,
   teacher: TeacherConfig,
   adapters: lora.Adapters | None = None,
+  anchored: bool = False,
 ) -> dict[str, int]:
   """Bytes over all devices of what an update holds, by formula; activations are left out.
 
-  `abstract` are the float32 parameters, `adapters` those of LoRA, None where all weights are trained.
+  `abstract` are the float32 parameters, `adapters` those of LoRA, None where all weights are trained;
+  `anchored` says whether a controller keeps weights to measure from, and makes candidates.
   """
   width = rollout.sampling.max_tokens
   rows = rollout.questions * rollout.per_question
   prompts, cached = _sampler_columns(rollout, config.student_tokens)
   taught_by = teachers.spec_for(teacher, spec)
-  return _weights(spec, abstract, teacher, adapters) | {
-    'sampler cache: prompts once a question, rows': (prompts + cached) * _token_kv(spec, rollout.decode),
-    'teacher hidden states': rows * width * taught_by.embed_dim * (2 if taught_by.dtype == 'bfloat16' else 4),
-    'logits held at once, both models (float32)': 2 * _logits(objective, rows, width, spec.vocab_size) * 4,
-    'for comparison: full logits, both models (float32)': 2 * rows * width * spec.vocab_size * 4,
-  }
+  trained = _size(abstract if adapters is None else adapters)
+  controller = {'anchor of the controller, and a candidate': 2 * trained} if anchored else {}
+  told = rows * width * taught_by.embed_dim * (2 if taught_by.dtype == 'bfloat16' else 4)
+  return (
+    _weights(spec, abstract, teacher, adapters)
+    | controller
+    | {
+      'sampler cache: prompts once a question, rows': (prompts + cached) * _token_kv(spec, rollout.decode),
+      'teacher hidden states': told,
+      'logits held at once, both models (float32)': 2 * _logits(objective, rows, width, spec.vocab_size) * 4,
+      'for comparison: full logits, both models (float32)': 2 * rows * width * spec.vocab_size * 4,
+    }
+  )
 
 
 def _sampler_columns(rollout: RolloutConfig, prompt: int) -> tuple[int, int]:

@@ -78,10 +78,16 @@ def _explanation(run: Run) -> str:
     for arm in run.trained
     if arm.name != 'opsd'
   )
-  return (
-    f'<p>{begins} OPSD goes on from it: the student, seeing {_code(flat.get("views.student"))}, '
-    'writes its own answers, and at every token of them it is drawn towards the teacher: '
+  drawn = (
+    'writes several answers to each question, and is drawn towards those that are graded better than the '
+    'others (GRPO). '
+    if flat.get('method') == 'grpo'
+    else 'writes its own answers, and at every token of them it is drawn towards the teacher: '
     f'{teacher}, seeing {_code(flat.get("views.teacher"))}. '
+  )
+  return (
+    f'<p>{begins} {"GRPO" if flat.get("method") == "grpo" else "OPSD"} goes on from it: the student, seeing '
+    f'{_code(flat.get("views.student"))}, {drawn}'
     "The teacher's view of the base shows how much that extra information is worth.</p>"
     + (
       '<p>Controls are the same training on as many sampled tokens, with settings changed:</p>'

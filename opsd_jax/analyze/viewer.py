@@ -63,6 +63,7 @@ def _rollout(one: Shown, scale: float) -> str:
   prompts = ''.join(
     f'<div>{name}<pre>{html.escape(text)}</pre></div>'
     for name, text in (('the student sees', one.student_prompt), ('the teacher sees', one.teacher_prompt))
+    if text
   )
   return (
     f'<div class="rollout"><p>{verdict} · expected <code>{html.escape(one.answer)}</code> · '

@@ -120,6 +120,10 @@ class ObjectiveConfig:
     token_clip: upper bound on each token's divergence, after the sum.
     reduction: `token_mean` over all sampled tokens of the global batch, or `sample_mean`: the mean
       over samples of each sample's token mean.
+    extrapolation: λ above 0 moves the teacher away from the initial weights: the target's log-probs are
+      r + λ(t - r), where these have r and the teacher t, for `reverse_kl` of the `sampled` token (ExOPD,
+      arXiv 2602.12125: 1.25; on JSON a λ above 1.22 made models collapse, arXiv 2605.08737). 1 spares the
+      pass that scores by the initial weights.
     correction: `token` multiplies each token's loss by its capped importance weight, for rollouts that older
       weights or another program drew (`distill.correction`).
     correction_cap: largest such weight.
@@ -144,6 +148,7 @@ class ObjectiveConfig:
   entry_clip_max: float | None = None
   token_clip: float | None = None
   reduction: Literal['token_mean', 'sample_mean'] = 'token_mean'
+  extrapolation: float = 1.0
   correction: Literal['none', 'token'] = 'none'
   correction_cap: float = 2.0
   chunk_tokens: int = 1024
@@ -194,6 +199,15 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
     f'objective.token_clip is {config.token_clip}; it must be positive, or none.',
   )
   require_choice('objective.reduction', config.reduction, ('token_mean', 'sample_mean'))
+  require(
+    config.extrapolation > 0, f'objective.extrapolation is {config.extrapolation}; it must be positive.'
+  )
+  require(
+    config.extrapolation == 1 or (config.support, config.divergence) == ('sampled', 'reverse_kl'),
+    f'objective.extrapolation is {config.extrapolation}, which is defined for the reverse KL of the sampled '
+    f'token, but objective.support is {config.support!r} and objective.divergence {config.divergence!r}; set '
+    'sampled and reverse_kl, or objective.extrapolation=1.',
+  )
   require_choice('objective.correction', config.correction, ('none', 'token'))
   require(
     config.correction_cap > 0, f'objective.correction_cap is {config.correction_cap}; it must be positive.'

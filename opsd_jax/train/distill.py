@@ -26,7 +26,7 @@ from opsd_jax.records import Graded, Plan, Problem, Prompts, Role, Rollout, Samp
 from opsd_jax.rollout.config import bucket
 from opsd_jax.rollout.engine import client
 from opsd_jax.rollout.source import Rollouts
-from opsd_jax.train import ledger, loop, parity, samples, sources, state, step
+from opsd_jax.train import controller, ledger, loop, parity, samples, sources, state, step
 from opsd_jax.train.config import parse_budget
 from opsd_jax.train.setup import Setup
 
@@ -41,23 +41,28 @@ def run(
   label: str = 'opsd',
   external: model.Params | None = None,
   optimizer_settings: str = 'optimizer',
+  make_update: Callable[..., controller.Update] | None = None,
 ) -> loop.Finished:
   """Distils from `initial` until the budget is spent; continues an earlier attempt in `folder`.
 
   `initial` is the student's first weights, the frozen teacher and, with `lora`, what the adapters stand
   beside: only they are trained, and `params` of what is returned are theirs alone. `external` is the
   external teacher (`external.prepare`), None where the teacher is another; `optimizer_settings` is where the
-  optimiser was set.
+  optimiser was set. `make_update` makes what another method does in an update, from what distillation would
+  make its own from.
   """
   optimizer = state.make_optimizer(setup.optimizer)
-  shape = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher)
+  anchored = controller.anchored(setup.controller)
+  shape = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher, anchored)
+  make = functools.partial(_make_update, external=external) if make_update is None else make_update
+  update = make(setup, initial, optimizer, shape, folder, label)
   work = loop.Work(
     label,
     folder,
     parse_budget(setup.loop),
-    start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher),
+    start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher, anchored),
     layout=shape,
-    update=_make_update(setup, initial, external, optimizer, shape, folder, label),
+    update=controller.around(setup, initial, optimizer, shape, update),
     validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
     optimizer_settings=optimizer_settings,
@@ -78,11 +83,11 @@ def _trained(setup: Setup, initial: model.Params, *, abstract: bool = False) -> 
 def _make_update(
   setup: Setup,
   initial: model.Params,
-  external: model.Params | None,
   optimizer: optax.GradientTransformation,
   shape: state.TrainState,
   folder: str,
   label: str,
+  external: model.Params | None = None,
 ):
   spec, vocab = setup.spec, setup.exam.valid_vocab
   score = jax.jit(scoring.score_teacher, static_argnums=0)
@@ -102,6 +107,8 @@ def _make_update(
   if external is not None:
     frozen_head = teachers.external_head(setup.teacher, external, spec.vocab_size)
   taught_by = teachers.spec_for(setup.teacher, spec)
+  extrapolated = setup.objective.extrapolation != 1
+  score_initial = jax.jit(functools.partial(scoring.score_tokens, spec, setup.objective, vocab))
   rollouts = source(setup)
   compares, weigh = setup.objective.estimator != 'nll', samples.make_weigher(setup, score)
 
@@ -141,7 +148,8 @@ def _make_update(
       scores = score(taught_by, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
     weighed = weigh(student, teacher, placed, rollout, scores, laid_out)
     factors = None if weighed is None else weighed.values
-    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out, factors)
+    before = score_initial(initial, placed, rollout, laid_out) if extrapolated else None
+    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out, factors, before)
     weighed, report = meshes.host((weighed, report))
 
     every = setup.loop.show_every
@@ -199,10 +207,14 @@ def worn(setup: Setup) -> int:
 def entries(
   setup: Setup, prompts: Prompts, seen: Sequence[Prompts], sampled: Rollout, plan: Plan
 ) -> ledger.Ledger:
-  """What an update took after its rollouts: the student's loss, every view of the teacher and the weights."""
+  """What an update took after its rollouts: the student's loss, every view of the teacher, the weights of
+  samples, and the initial weights where they are asked.
+  """
   spec, adapters = setup.spec, lora.size(setup.lora, setup.spec)
   read = ledger.read_positions(plan, plan.student, prompts, sampled)
   spent = ledger.student_entry(spec, prompts.length, sampled.length, adapters, read)
+  if setup.objective.extrapolation != 1:  # read as the student does, by the initial weights
+    spent += ledger.teacher_entry(spec, prompts.length, sampled.length, 0, read)
   taught_by = teachers.spec_for(setup.teacher, spec)
   for view, how in zip(seen, plan.teacher, strict=True):
     read = ledger.read_positions(plan, how, view, sampled)
@@ -288,7 +300,8 @@ def best(setup: Setup, folder: str, initial: model.Params) -> loop.Finished | No
   if not (setup.loop.evaluate_every and setup.checkpoint.keep_best):
     return None
   optimizer = state.make_optimizer(setup.optimizer)
-  layout = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher)
+  anchored = controller.anchored(setup.controller)
+  layout = state.describe(_trained(setup, initial, abstract=True), optimizer, setup.teacher, anchored)
   with open_store(os.path.join(folder, 'checkpoints'), setup.checkpoint, read_only=True) as store:
     found = store.restore(layout, 'best')
   return (
@@ -326,8 +339,9 @@ def show_rollouts(
   sampled: Rollout,
   graded: Graded,
   token_loss: np.ndarray,
+  taught: bool = True,
 ) -> None:
-  """Writes the first rollouts of an update to `rollouts/<update>.json`."""
+  """Writes the first rollouts of an update to `rollouts/<update>.json`; `taught` if a teacher saw them."""
   if jax.process_index() != 0:
     return
   shown = []
@@ -338,7 +352,7 @@ def show_rollouts(
       Shown(
         problem=problem.problem,
         student_prompt=_readable(setup, problem, 'student'),
-        teacher_prompt=_readable(setup, problem, 'teacher'),
+        teacher_prompt=_readable(setup, problem, 'teacher') if taught else '',
         tokens=[setup.tokenizer.token_text(i) for i in sampled.ids[row, :length].tolist()],
         loss=[round(float(x), 5) for x in token_loss[row, :length]],
         answer=problem.answer,

@@ -39,12 +39,14 @@ class Outcome:
     spent: tokens and FLOPs of this update.
     stepped: False where loss or gradient was not finite and the weights were kept.
     time: wall-clock seconds of its parts.
+    asked: the part of `spent` that a controller's questions took; None without a controller.
   """
 
   metrics: dict[str, float]
   spent: Ledger
   stepped: bool
   time: dict[str, float]
+  asked: Ledger | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Checked:
 class Progress:
   """The host's side of a checkpoint.
 
-  The data position is `updates`: data is a function of (seed, update).
+  The data position is `updates`: data is a function of (seed, update). `validation` is counted apart from
+  `ledger`; `controller` is a part of it.
   """
 
   updates: int = 0
@@ -75,11 +78,12 @@ class Progress:
   bad_in_a_row: int = 0
   ledger: Ledger = Ledger()
   validation: Ledger = Ledger()
+  controller: Ledger = Ledger()
 
   @classmethod
   def from_json(cls, saved: dict[str, Any]) -> 'Progress':
     """Reads what `dataclasses.asdict` wrote."""
-    ledgers = {name: Ledger(**saved[name]) for name in ('ledger', 'validation')}
+    ledgers = {name: Ledger(**value) for name, value in saved.items() if isinstance(value, dict)}
     return cls(**(saved | ledgers))
 
 
@@ -183,6 +187,7 @@ def _count(done: Progress, outcome: Outcome) -> Progress:
     done,
     updates=done.updates + 1,
     ledger=done.ledger + outcome.spent,
+    controller=done.controller + (outcome.asked or Ledger()),
     skipped=done.skipped + (not outcome.stepped),
     bad_in_a_row=0 if outcome.stepped else done.bad_in_a_row + 1,
   )
@@ -212,6 +217,11 @@ def _record(
     'total/validation_sampled': done.validation.sampled,
     'total/validation_flops': done.validation.flops,
   }
+  if outcome.asked is not None:
+    metrics |= {
+      'total/controller_sampled': done.controller.sampled,
+      'total/controller_flops': done.controller.flops,
+    }
   if checked is not None:
     metrics |= {'validation_accuracy': checked.accuracy} | checked.metrics
   tokens = max(outcome.spent.sampled, outcome.spent.scored_student)

@@ -21,7 +21,9 @@ from opsd_jax.models.weights import WeightsConfig
 from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.text.tokenizer import Tokenizer
 from opsd_jax.train.config import ColdStartConfig, LoopConfig, OptimizerConfig, SourceConfig, WarmStartConfig
+from opsd_jax.train.extrapolation import ControllerConfig
 from opsd_jax.train.recorder import MetricsConfig
+from opsd_jax.train.surrogate import GrpoConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Setup:
   evaluate: EvaluateConfig
   checkpoint: CheckpointConfig
   metrics: MetricsConfig
+  controller: ControllerConfig = ControllerConfig()
+  method: str = 'distill'
+  grpo: GrpoConfig = GrpoConfig()
   retention: Sequence[RetentionSet] = ()
   cleaning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   origin: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -19,12 +19,14 @@ from opsd_jax.train.config import OptimizerConfig
 class TrainState:
   """Float32 master weights, optimiser moments and, for an EMA teacher, its average.
 
-  Under LoRA all three are of the adapters alone.
+  `anchor` are the weights that a controller measures from (`train/controller.py`), None without one. Under
+  LoRA all are of the adapters alone.
   """
 
   params: Params
   optimizer: Any
   teacher: Params | None
+  anchor: Params | None = None
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -49,7 +51,9 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
   return optax.join_schedules([lambda count: peak * (count + 1) / warm, rest], [warm]) if warm else rest
 
 
-def describe(params: Params, optimizer: optax.GradientTransformation, teacher: TeacherConfig) -> TrainState:
+def describe(
+  params: Params, optimizer: optax.GradientTransformation, teacher: TeacherConfig, anchored: bool = False
+) -> TrainState:
   """Shapes and shardings of a state: what is made, and what a checkpoint is restored into.
 
   Moments and averages live where their parameters do; without being told, they would be born whole on
@@ -59,22 +63,35 @@ def describe(params: Params, optimizer: optax.GradientTransformation, teacher: T
     params: arrays, or `jax.ShapeDtypeStruct`s with shardings.
     optimizer: of the run.
     teacher: of the run.
+    anchored: whether it carries the weights that a controller measures from.
   """
-  shapes = jax.eval_shape(_build(optimizer, teacher), params)
+  shapes = jax.eval_shape(_build(optimizer, teacher, anchored), params)
   where = jax.tree.map(lambda p: p.sharding, params)
   scalar = _everywhere(jax.tree.leaves(where)[0])
   moments = optax.tree_map_params(
     optimizer, lambda _, s: s, shapes.optimizer, where, transform_non_params=lambda _: scalar
   )
-  shardings = TrainState(where, moments, where if shapes.teacher is not None else None)
+  average, anchor = (None if tree is None else where for tree in (shapes.teacher, shapes.anchor))
+  shardings = TrainState(where, moments, average, anchor)
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def create(params: Params, optimizer: optax.GradientTransformation, teacher: TeacherConfig) -> TrainState:
+def create(
+  params: Params, optimizer: optax.GradientTransformation, teacher: TeacherConfig, anchored: bool = False
+) -> TrainState:
   """The state before the first step. `params` are copied: steps donate what they are given."""
-  return jax.jit(_build(optimizer, teacher), out_shardings=shardings(describe(params, optimizer, teacher)))(
-    params
-  )
+  layout = shardings(describe(params, optimizer, teacher, anchored))
+  return jax.jit(_build(optimizer, teacher, anchored), out_shardings=layout)(params)
+
+
+def restart(optimizer: optax.GradientTransformation, moments: Any, params: Params) -> Any:
+  """The optimiser's state as before its first step, but for the place in the schedule."""
+
+  def is_place(x: Any) -> bool:
+    return isinstance(x, optax.ScaleByScheduleState)
+
+  fresh = optimizer.init(params)
+  return jax.tree.map(lambda old, new: old if is_place(old) else new, moments, fresh, is_leaf=is_place)
 
 
 def shardings(state: TrainState) -> TrainState:
@@ -82,8 +99,15 @@ def shardings(state: TrainState) -> TrainState:
   return jax.tree.map(lambda x: x.sharding, state)
 
 
-def _build(optimizer: optax.GradientTransformation, teacher: TeacherConfig) -> Callable[[Params], TrainState]:
-  return lambda p: TrainState(jax.tree.map(jnp.copy, p), optimizer.init(p), teachers.init(teacher, p))
+def _build(
+  optimizer: optax.GradientTransformation, teacher: TeacherConfig, anchored: bool
+) -> Callable[[Params], TrainState]:
+  def build(params: Params) -> TrainState:
+    own, anchor = (jax.tree.map(jnp.copy, params) for _ in range(2))
+    average = teachers.init(teacher, params)
+    return TrainState(own, optimizer.init(params), average, anchor if anchored else None)
+
+  return build
 
 
 def _everywhere(like: jax.sharding.Sharding) -> jax.sharding.Sharding:
@@ -109,5 +133,6 @@ def step(
   # A finite gradient can still make a step that overflows; its weights must not count as good ones.
   finite = jnp.isfinite(loss) & jnp.isfinite(norms['grad_norm']) & jnp.isfinite(norms['update_norm'])
   params = optax.apply_updates(state.params, updates)
-  stepped = TrainState(params, moments, teachers.update(teacher, state.teacher, params))
+  average = teachers.update(teacher, state.teacher, params)
+  stepped = state.replace(params=params, optimizer=moments, teacher=average)
   return jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), norms, finite

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from kernels.linear_logprob.api import linear_logprob
-from opsd_jax.distill import correction, objective, reading, scoring, teachers
+from opsd_jax.distill import correction, extrapolated, objective, reading, scoring, teachers
 from opsd_jax.distill.config import ObjectiveConfig, Softcaps, TeacherConfig
 from opsd_jax.mesh import constrain
 from opsd_jax.models import lora, model
@@ -78,15 +78,15 @@ def make_distill_step(
 ) -> Callable[..., tuple[TrainState, StepReport]]:
   """Compiles the update `(state, prompts, rollout, scores, frozen_head, ...) -> (state, report)`.
 
-  After these come `base=None`, `plan=None` and `sample_weights=None`.
+  After these come `base=None`, `plan=None`, `sample_weights=None` and `initial=None`.
 
   The state is donated, so the head of an EMA or live teacher is taken from it inside the program;
   `frozen_head` is [V, D] for a frozen teacher, [V, Dt] for an external one, else None. `layout` holds the
   state's shardings, which the new state keeps; None leaves them to the compiler. There must be one teacher
   view. `plan` is the one that the scores were made by; None for all positions in one micro-batch.
   `sample_weights` [B], of the global batch, multiply the weights of each sample's tokens; None for 1.
-
-  `scores` are None where the estimator needs no teacher (`nll`).
+  `initial` [B, T] are log-probs of the sampled tokens by the initial weights, where `config.extrapolation` is
+  not 1. `scores` are None where the estimator needs no teacher (`nll`).
 
   With `adapters` the state's parameters are those alone and `base` is what they stand beside: an
   argument that is neither donated nor differentiated. Student and teacher then share its head, and
@@ -106,9 +106,11 @@ def make_distill_step(
       return jnp.sum(token.weights * loss), jax.lax.stop_gradient((sums, (loss, None)))
     corrected = config.correction != 'none'  # by factors that the comparison itself brings
     known = None if corrected else token.weights
-    loss, out = objective.compare(
-      hidden, head, scores, teacher_head, token.ids, config, valid_vocab, softcaps, known
-    )
+    compared = hidden, head, scores, teacher_head, token.ids
+    if token.initial is None:
+      loss, out = objective.compare(*compared, config, valid_vocab, softcaps, known)
+    else:
+      loss, out = extrapolated.compare(*compared, token.initial, config, valid_vocab, softcaps)
     loss = jnp.where(token.real, loss, 0.0)
     sums = objective.statistics(loss, out, token.real, token.raw_logp, config.token_clip)
     weights = token.weights
@@ -127,6 +129,7 @@ def make_distill_step(
     base=None,
     plan: Plan | None = None,
     sample_weights: jax.Array | None = None,
+    initial: jax.Array | None = None,
   ):
     if scores is not None and scores.hidden.shape[0] != 1:
       raise ValueError(
@@ -134,7 +137,7 @@ def make_distill_step(
       )
     plan = scoring.everything(prompts, rollout) if plan is None else plan
     inputs = reading.prepare(plan.student, plan.origin.shape[0], prompts, rollout)
-    tokens = _planned(rollout, plan.origin, config.reduction, sample_weights)
+    tokens = _planned(rollout, plan.origin, config.reduction, sample_weights, initial)
     averaged = teacher.kind == 'ema' and not adapters.rank
     teacher_head = model.head(spec, state.teacher) if averaged else frozen_head
     if teacher_head is not None:
@@ -157,17 +160,22 @@ class _Tokens(NamedTuple):
   weights: jax.Array  # of the global batch, so that the split cannot change the loss
   raw_logp: jax.Array
   real: jax.Array
+  initial: jax.Array | None  # log-probs by the initial weights, where the objective asks for them
 
 
 def _planned(
-  rollout: Rollout, origin: jax.Array, reduction: str, sample_weights: jax.Array | None
+  rollout: Rollout,
+  origin: jax.Array,
+  reduction: str,
+  sample_weights: jax.Array | None,
+  initial: jax.Array | None,
 ) -> _Tokens:
   """What is known of each planned token before the student reads it."""
   weights = objective.token_weights(rollout.length, rollout.ids.shape[1], reduction)
   if sample_weights is not None:
     weights = weights * sample_weights[:, None]
-  known = _Tokens(rollout.ids, weights, rollout.raw_logp, rollout.mask)
-  return _Tokens(*(reading.gather(x, origin) for x in known))
+  known = _Tokens(rollout.ids, weights, rollout.raw_logp, rollout.mask, initial)
+  return jax.tree.map(lambda x: reading.gather(x, origin), known)
 
 
 def _compile(update: Callable[..., Any], layout: TrainState | None) -> Callable[..., Any]:

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 
+from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.models import model
 from opsd_jax.train import distill, loop
+from opsd_jax.train.extrapolation import ControllerConfig
 from opsd_jax.train.setup import Setup
 
 
@@ -21,7 +23,9 @@ def run(
   stage = dataclasses.replace(
     setup,
     source=config.source,
-    objective=dataclasses.replace(setup.objective, estimator='nll', correction='none'),
+    objective=dataclasses.replace(setup.objective, estimator='nll', correction='none', extrapolation=1.0),
+    weigh=WeighConfig(),
+    controller=ControllerConfig(),
     optimizer=config.optimizer,
     loop=dataclasses.replace(
       setup.loop, updates=config.updates, budget=None, max_updates=None, evaluate_every=0
