@@ -37,6 +37,7 @@ def run(folder, monkeypatch, *changes):
 
 def test_what_is_left_out_is_neither_scored_nor_paid_for(tmp_path, monkeypatch):
   changes = ('weigh.kind=renio', 'weigh.source=pass', 'weigh.keep=incorrect', 'weigh.threshold=-5')
+  changes += ('loop.packing=packed',)
   setup, metrics, rollout = run(tmp_path, monkeypatch, *changes)
   trained = int(rollout.length[1] + rollout.length[2])
   assert metrics['kept'] == 0.5 and metrics['accuracy'] == 0.5

@@ -72,24 +72,26 @@ class Outcome:
 
 
 @functools.cache
-def weigher(config):
+def weigher():
   settings = dict(temperatures=(1.0, 1.0), softcaps=(None, None), valid_vocab=VALID, chunk_tokens=32)
-  return quick_jit(functools.partial(weighing.from_states, config, **settings))
+  return quick_jit(functools.partial(weighing.from_states, RENIO, **settings))
 
 
 @functools.cache
-def update(where, micro_batches=1, objective='divergence', config=RENIO, order=None):
+def update(where, micro_batches=1, objective='divergence', order=None, packed=False):
   """An update of student 0, taught by weights 1; every sample weighed beforehand."""
   mesh = (MESHES | {'two': two})[where]()
   batch = make_batch() if order is None else reordered(make_batch(), order)
   prompts, seen, rollout = meshes.shard_rows(mesh, batch)
   params, teacher = placed(mesh, 0), placed(mesh, 1)
   plan = packing.everything(QUESTIONS, PER_QUESTION, WIDTH, parts=micro_batches)
+  if packed:
+    plan = packing.plan(batch[0], [batch[1]], batch[2], packing='packed', micro_tokens=40)
   with jax.set_mesh(mesh):
     scores = score(teacher, [seen], rollout, plan)
-    own = score(params, [prompts], rollout, plan)  # Completions lie alike under both views.
+    own = score(params, [prompts], rollout, plan.replace(teacher=(plan.student,)))
     states = [(x.hidden[0], model.head(SPEC, tree)) for x, tree in ((scores, teacher), (own, params))]
-    weights = weigher(config)(rollout, plan, states[0], states[1])
+    weights = weigher()(rollout, plan, states[0], states[1])
     step = steps.make_distill_step(SPEC, OBJECTIVES[objective], TeacherConfig(), OPTIMIZER, valid_vocab=VALID)
     state = TrainState(params, OPTIMIZER.init(params), None)
     arguments = state, prompts, rollout, scores, model.head(SPEC, teacher), None, plan, weights.values
@@ -104,6 +106,7 @@ def update(where, micro_batches=1, objective='divergence', config=RENIO, order=N
     ('cube', 4, 'rewards'),
     pytest.param('one', 2, 'divergence', marks=slow),
     pytest.param('one', 4, 'divergence', marks=slow),
+    pytest.param('one', 8, 'divergence', marks=slow),
     pytest.param('two', 1, 'divergence', marks=slow),
     pytest.param('two', 2, 'divergence', marks=slow),
     pytest.param('cube', 1, 'divergence', marks=slow),
@@ -123,6 +126,15 @@ def test_neither_parts_nor_devices_change_an_update(where, micro_batches, object
     np.testing.assert_allclose(actual.report.sums[name], total, rtol=SAME, atol=SAME, err_msg=name)
   assert relative_gap(actual.gradient, expected.gradient) < SAME
   assert relative_gap(actual.state.params, expected.state.params) < SAME
+
+
+@slow
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_packed_rows_make_the_same_update(objective):
+  actual, expected = update('one', 1, objective, packed=True), update('one', 1, objective)
+  np.testing.assert_allclose(actual.weights.values, expected.weights.values, rtol=SAME)
+  np.testing.assert_allclose(actual.report.loss, expected.report.loss, rtol=SAME)
+  assert relative_gap(actual.gradient, expected.gradient) < SAME
 
 
 @slow
