@@ -18,14 +18,22 @@ class WeightsConfig:
   Attributes:
     path: a folder in Hugging Face's format (config.json and safetensors), whose model `model` must
       describe: set both, and `tokenizer.path`, by `--model=FOLDER`. None: random weights of the seed.
+    published: name at Hugging Face of the model that a recipe is about: `path` must then be set; none: any.
   """
 
   path: str | None = None
+  published: str | None = None
 
 
 def validate(config: WeightsConfig, spec: ModelSpec) -> None:
-  """Raises `ConfigError` where the folder is missing or holds another model. Reads no weights."""
+  """Raises `ConfigError` where the folder is missing, not named, or of another model. Reads no weights."""
   if config.path is None:
+    require(
+      config.published is None,
+      f'weights.path is none, but this run begins with the weights of {config.published}, which are not '
+      'downloaded here: get that model from Hugging Face and name its folder by --model=FOLDER. To begin '
+      'with random weights, add --set=weights.published=none.',
+    )
     return
   require(
     os.path.isdir(config.path),
