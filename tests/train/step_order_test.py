@@ -17,12 +17,13 @@ import pytest
 
 from experiments import common, recipes
 from opsd_jax.distill import scoring, teachers
+from opsd_jax.distill.config import ObjectiveConfig
 from opsd_jax.experiment import build
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.train import cold_start, distill, state
 from opsd_jax.train import step as steps
 from tests.experiments import model_folder
-from tests.models.transformer_test import SPEC, make_params
+from tests.models.transformer_test import SPEC, make_params, quick_jit
 from tests.train.sharded_step_test import make_batch
 
 SETTINGS = (
@@ -114,7 +115,12 @@ def tapped(record, patch):
     jax.debug.callback(lambda values: record.keep('teacher', **values), values, ordered=True)
 
   around(distill.scoring, 'score_teacher', scored)
-  around(steps.objective, 'compare', lambda *a, **_: record.note('entries'))
+
+  def compared(*args, **more):
+    config = next(a for a in (*args, *more.values()) if isinstance(a, ObjectiveConfig))
+    note('entries', clip=np.inf if config.entry_clip_max is None else config.entry_clip_max)
+
+  around(steps.objective, 'compare', compared)
   for name, attribute in (('clip by norm', 'clip_by_global_norm'), ('adamw', 'adamw')):
     patch.setattr(state.optax, attribute, optimizer_that_tells(record, name, getattr(state.optax, attribute)))
   around(teachers, 'update', lambda *_: note('average'))
@@ -181,6 +187,12 @@ def test_the_order_of_an_update(seen):
   assert record.calls[: len(ORDER)] == ORDER
   after = record.calls[len(ORDER) :]
   assert [name for name in after if name in ORDER[:4] + ['student']] == ORDER[:4] + ['student']
+
+
+def test_entries_are_clipped_where_the_recipe_has_it(seen):
+  setup, record = seen
+  clip = 0.05 if setup.teacher.kind == 'frozen' else np.inf
+  assert {float(one['clip']) for one in record.given['entries']} == {clip}
 
 
 def test_rollouts_are_drawn_from_the_weights_of_that_moment(seen):
@@ -256,5 +268,5 @@ def test_the_teachers_pass_has_no_gradient():
     hidden = scoring.score_teacher(SPEC, params, [seen], rollout).hidden
     return jnp.sum(jnp.square(hidden.astype(jnp.float32)))
 
-  value, gradient = jax.value_and_grad(total)(make_params(SPEC))
+  value, gradient = quick_jit(jax.value_and_grad(total))(make_params(SPEC))
   assert float(value) > 0 and not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
