@@ -25,26 +25,30 @@ class WeightsConfig:
   published: str | None = None
 
 
-def validate(config: WeightsConfig, spec: ModelSpec) -> None:
-  """Raises `ConfigError` where the folder is missing, not named, or of another model. Reads no weights."""
+def validate(config: WeightsConfig, spec: ModelSpec, prefix: str = '') -> None:
+  """Raises `ConfigError` where the folder is missing, not named, or of another model. Reads no weights.
+
+  `prefix` stands before the names of the settings, such as `teacher.`.
+  """
   if config.path is None:
+    flags = f'--set={prefix}model=FOLDER --set={prefix}weights.path=FOLDER' if prefix else '--model=FOLDER'
     require(
       config.published is None,
-      f'weights.path is none, but this run begins with the weights of {config.published}, which are not '
-      'downloaded here: get that model from Hugging Face and name its folder by --model=FOLDER. To begin '
-      'with random weights, add --set=weights.published=none.',
+      f'{prefix}weights.path is none, but this run begins with the weights of {config.published}, which are '
+      f'not downloaded here: get that model from Hugging Face and name its folder by {flags}. To begin '
+      f'without them, add --set={prefix}weights.published=none.',
     )
     return
   require(
     os.path.isdir(config.path),
-    f'weights.path is {config.path!r}, which is no folder; name one that has a config.json.',
+    f'{prefix}weights.path is {config.path!r}, which is no folder; name one that has a config.json.',
   )
   # A stretch of the rotary frequencies beyond what config.json says is a choice of the run.
   wrong = families.contradictions(families.read(config.path), spec, ('rope_scaling',))
   require(
     not wrong,
-    f'weights.path={config.path} holds another model than `model` describes (in its config.json -> here): '
-    f'{"; ".join(wrong)}. Describe that one: --set=model={config.path}',
+    f'{prefix}weights.path={config.path} holds another model than `{prefix}model` describes (in its '
+    f'config.json -> here): {"; ".join(wrong)}. Describe that one: --set={prefix}model={config.path}',
   )
 
 
