@@ -85,13 +85,11 @@ def run(main: Callable[[Experiment], int | None], documentation: str | None) -> 
 
 def listing() -> str:
   """Two lines a recipe: what it is, and where its numbers are from."""
-  found = recipes.names()
-  width = max(map(len, found))
   lines = []
-  for name in found:
-    lines.append(f'  {name:{width}}  {recipes.summary(name)}')
+  for name in recipes.names():
+    lines.append(f'  {name}: {recipes.summary(name)}')
     if source := recipes.source(name):
-      lines.append(f'  {"":{width}}  from {source}')
+      lines.append(f'      from {source}')
   return '\n'.join(lines)
 
 
