@@ -11,14 +11,13 @@ from experiments import entry, recipes
 from experiments.options import MODEL
 from opsd_jax import config as configs
 from opsd_jax import experiment as experiments
-from opsd_jax.config import ConfigError
+from opsd_jax.config import ConfigError, require
 from opsd_jax.experiment import Experiment
 from opsd_jax.files import write_json
+from opsd_jax.models import families
 
 flags.declare_key_flag('model')
-_EXPERIMENT = flags.DEFINE_string(
-  'experiment', None, 'Recipe to run: a file name in experiments/recipes. See --list.'
-)
+_EXPERIMENT = flags.DEFINE_string('experiment', None, 'Recipe to run, by the name that --list shows.')
 _SET = flags.DEFINE_multi_string(
   'set',
   [],
@@ -54,8 +53,21 @@ def model_settings(name: str) -> list[str]:
 def with_settings(experiment: Experiment, assignments: list[str]) -> Experiment:
   """The experiment with settings changed, checked."""
   changed = configs.override(experiment, assignments)
+  _require_published(experiment, changed)
   experiments.validate(changed)
   return changed
+
+
+def _require_published(experiment: Experiment, changed: Experiment) -> None:
+  """A recipe for a published model keeps that model's shape, or gives up its name."""
+  name = changed.weights.published
+  other = families.contradictions(experiment.model, changed.model, ('rope_scaling',)) if name else []
+  require(
+    not other,
+    f'--experiment={experiment.name} is for {name}, but `model` describes another (there -> here): '
+    f'{"; ".join(other)}. Name the folder of {name} by --model; for a model of your own, add '
+    '--set=weights.published=none.',
+  )
 
 
 def run(main: Callable[[Experiment], int | None], documentation: str | None) -> None:
@@ -72,8 +84,13 @@ def run(main: Callable[[Experiment], int | None], documentation: str | None) -> 
 
 
 def listing() -> str:
-  """One line a recipe."""
-  return '\n'.join(f'  {name:20} {recipes.summary(name)}' for name in recipes.names())
+  """Two lines a recipe: what it is, and where its numbers are from."""
+  lines = []
+  for name in recipes.names():
+    lines.append(f'  {name}: {recipes.summary(name)}')
+    if source := recipes.source(name):
+      lines.append(f'      from {source}')
+  return '\n'.join(lines)
 
 
 def claim_workdir(

@@ -5,6 +5,7 @@ teacher, with thinking on, in the wording of OPSD's release of March 2026, whose
 used too. The model has Qwen3's shape and vocabulary, two narrow layers and random weights: this shows
 the path that real runs take, and learns nothing. Accuracy stays at 0.
 
+Source: this project's model; wording, sampling and loss are OPSD's (arXiv 2601.18734v3)
 Command: python -m experiments.train --experiment=gsm8k_tiny --workdir=runs/gsm8k_tiny \\
            --set=data.path=FOLDER --set=tokenizer.path=FOLDER
   The first folder holds train.jsonl and test.jsonl of GSM8K (or its Parquet files, or a Hugging Face

@@ -18,17 +18,26 @@ class WeightsConfig:
   Attributes:
     path: a folder in Hugging Face's format (config.json and safetensors), whose model `model` must
       describe: set both, and `tokenizer.path`, by `--model=FOLDER`. None: random weights of the seed.
+    published: name at Hugging Face of the model that a recipe is about: `path` must then be set; none: any.
   """
 
   path: str | None = None
+  published: str | None = None
 
 
 def validate(config: WeightsConfig, spec: ModelSpec, prefix: str = '') -> None:
-  """Raises `ConfigError` where the folder is missing or holds another model. Reads no weights.
+  """Raises `ConfigError` where the folder is missing, not named, or of another model. Reads no weights.
 
   `prefix` stands before the names of the settings, such as `teacher.`.
   """
   if config.path is None:
+    flags = f'--set={prefix}model=FOLDER --set={prefix}weights.path=FOLDER' if prefix else '--model=FOLDER'
+    require(
+      config.published is None,
+      f'{prefix}weights.path is none, but this run begins with the weights of {config.published}, which are '
+      f'not downloaded here: get that model from Hugging Face and name its folder by {flags}. To begin '
+      f'without them, add --set={prefix}weights.published=none.',
+    )
     return
   require(
     os.path.isdir(config.path),

@@ -101,7 +101,7 @@ def make(strength, parts):
   def step(initial):
     params = placed(one_device(), 0)
     state = TrainState(params, OPTIMIZER.init(params), None)
-    arguments = state, prompts, rollout, scores, model.head(SPEC, teacher), None, plan, initial
+    arguments = state, prompts, rollout, scores, model.head(SPEC, teacher), None, plan, None, initial
     programs.append(programs[0] if programs else made.lower(*arguments).compile(QUICK))
     state, report = programs[0](*arguments)
     return state.optimizer[0].trace, jax.tree.map(np.asarray, report)
