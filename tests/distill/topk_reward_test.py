@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from opsd_jax.config import ConfigError
 from opsd_jax.distill import objective, topk_reward
-from opsd_jax.distill.config import REWARD_SUPPORTS, ObjectiveConfig, validate_objective
+from opsd_jax.distill.config import REWARD_SUPPORTS, ObjectiveConfig, Softcaps, validate_objective
 from opsd_jax.models.spec import ModelSpec
 from tests.distill.objective_test import log_softmax, random_logits
 from tests.models.transformer_test import quick_jit
@@ -41,7 +41,7 @@ def compare(student, teacher, config, tokens=None, valid=5, softcap=None):
   student, teacher = (jnp.asarray(x, jnp.float32) for x in (student, teacher))
   tokens = jnp.zeros(student.shape[:2], jnp.int32) if tokens is None else jnp.asarray(tokens)
   head = jnp.asarray(HEAD)
-  return objective.compare(student, head, teacher, head, tokens, config, valid, softcap)
+  return objective.compare(student, head, teacher, head, tokens, config, valid, Softcaps(softcap, softcap))
 
 
 def results(student, teacher, config, tokens=None):
