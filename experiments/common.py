@@ -59,15 +59,16 @@ def with_settings(experiment: Experiment, assignments: list[str]) -> Experiment:
 
 
 def _require_published(experiment: Experiment, changed: Experiment) -> None:
-  """A recipe for a published model keeps that model's shape, or gives up its name."""
-  name = changed.weights.published
-  other = families.contradictions(experiment.model, changed.model, ('rope_scaling',)) if name else []
-  require(
-    not other,
-    f'--experiment={experiment.name} is for {name}, but `model` describes another (there -> here): '
-    f'{"; ".join(other)}. Name the folder of {name} by --model; for a model of your own, add '
-    '--set=weights.published=none.',
-  )
+  """A recipe for published models keeps their shapes, or gives up their names."""
+  for prefix, old, new in (('', experiment, changed), ('teacher.', experiment.teacher, changed.teacher)):
+    name = new.weights.published
+    other = families.contradictions(old.model, new.model, ('rope_scaling',)) if name else []
+    require(
+      not other,
+      f'--experiment={experiment.name} is for {name}, but `{prefix}model` describes another (there -> here): '
+      f'{"; ".join(other)}. Name the folder of {name}; for a model of your own, add '
+      f'--set={prefix}weights.published=none.',
+    )
 
 
 def run(main: Callable[[Experiment], int | None], documentation: str | None) -> None:
