@@ -20,7 +20,7 @@ from opsd_jax.distill import scoring, teachers
 from opsd_jax.distill.config import ObjectiveConfig
 from opsd_jax.experiment import build
 from opsd_jax.mesh import MeshConfig, make_mesh
-from opsd_jax.train import cold_start, distill, state
+from opsd_jax.train import cold_start, distill, sources, state
 from opsd_jax.train import step as steps
 from tests.experiments import model_folder
 from tests.models.transformer_test import SPEC, make_params, quick_jit
@@ -45,7 +45,7 @@ SETTINGS = (
   'metrics.progress=none',
 )
 RECIPES = ('opsd_qwen3_1p7b', 'opsd_2026_01_qwen3_4b_ema')
-ORDER = ['problems', 'student prompts', 'sample', 'teacher prompts', 'teacher', 'student']
+ORDER = ['problems', 'student prompts', 'teacher prompts', 'sample', 'teacher', 'student']
 ORDER += ['entries', 'clip by norm', 'adamw', 'average']
 
 
@@ -106,7 +106,7 @@ def tapped(record, patch):
     rollout = drawn.rollout
     note('sample', weights=params.lora, ids=rollout.ids, length=rollout.length, prompts=prompts.ids)
 
-  around(distill.decode, 'sample', after=sampled)
+  around(sources.decode, 'sample', after=sampled)
 
   def scored(spec, params, views, rollout, *_):
     note('teacher')
