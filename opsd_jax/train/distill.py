@@ -57,7 +57,7 @@ def run(
     parse_budget(setup.loop),
     start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher),
     layout=shape,
-    update=_make_update(setup, initial, external, optimizer, shape, folder, label),
+    update=_make_update(setup, initial, optimizer, shape, folder, label, external),
     validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
     optimizer_settings=optimizer_settings,
@@ -78,11 +78,11 @@ def _trained(setup: Setup, initial: model.Params, *, abstract: bool = False) -> 
 def _make_update(
   setup: Setup,
   initial: model.Params,
-  external: model.Params | None,
   optimizer: optax.GradientTransformation,
   shape: state.TrainState,
   folder: str,
   label: str,
+  external: model.Params | None = None,
 ):
   spec, vocab = setup.spec, setup.exam.valid_vocab
   score = jax.jit(scoring.score_teacher, static_argnums=0)
