@@ -63,7 +63,7 @@ class SourceConfig:
   """Whose completions an update learns from.
 
   Attributes:
-    kind: `student`: its own rollouts; `solutions`: texts of the data; `teacher`: rollouts of the teacher
+    kind: `student`: its own rollouts; `solutions`: texts of the data, one a question; `teacher`: its rollouts
       under its view, drawn as `rollout.sampling` says.
     student_share: share of the updates that take the student's own rollouts all the same (lambda of GKD,
       arXiv 2306.13649): a coin an update, counted by (seed, update).
