@@ -21,7 +21,6 @@ from opsd_jax.rollout.engine import probe
 from opsd_jax.train import cold_start, distill, grpo, ledger, loop
 from opsd_jax.train.setup import Setup
 
-_METHODS = {'distill': distill.run, 'grpo': grpo.run}
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -47,13 +46,13 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
   with jax.set_mesh(setup.mesh):
     runs = {'cold_start': cold_start.run(setup, os.path.join(workdir, 'cold_start'))}
     base = runs['cold_start'].params
-    runs['opsd'] = _METHODS[setup.method](setup, workdir, base, label='opsd')
+    runs['opsd'] = _train(setup, workdir, base, 'opsd')
     done = runs['opsd'].progress
     for control in experiment.controls:
       arm = with_control(experiment, control, done.ledger.sampled, done.updates)
       changed = assemble(arm, setup.mesh, setup.splits, setup.dropped, setup.retention)
       folder = os.path.join(workdir, 'controls', control.name)
-      runs[control.name] = _METHODS[changed.method](changed, folder, base, label=control.name)
+      runs[control.name] = _train(changed, folder, base, control.name)
     evaluated = _evaluate_all(setup, runs, os.path.join(workdir, 'evaluation'))
     arms = {name: run.progress for name, run in runs.items()}
     chosen = distill.best(setup, workdir, base)
@@ -63,6 +62,12 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
   results = _results(experiment, setup, arms, evaluated)
   write_json(os.path.join(workdir, 'results.json'), results)
   return results
+
+
+def _train(setup: Setup, folder: str, initial: Params, label: str) -> loop.Finished:
+  """Trains an arm by its method."""
+  method = grpo if setup.method == 'grpo' else distill
+  return method.run(setup, folder, initial, label)
 
 
 def _evaluate_all(setup: Setup, runs: dict[str, loop.Finished], folder: str) -> dict[str, dict[str, Any]]:

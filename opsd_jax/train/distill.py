@@ -126,8 +126,8 @@ def _make_update(
     )
     laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
     scores = score(spec, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
-    before = score_initial(initial, placed, rollout, laid_out) if extrapolated else None
-    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out, before)
+    before = {'initial': score_initial(initial, placed, rollout, laid_out)} if extrapolated else {}
+    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out, **before)
     report = meshes.host(report)
 
     graded = grade(setup, problems, sampled)

@@ -46,7 +46,7 @@ def run(setup: Setup, folder: str, initial: model.Params, label: str = 'grpo') -
 
   An update is one batch of rollouts and all steps on it. `initial` is what the divergence is taken from.
   """
-  return distill.run(setup, folder, initial, label, make_update)
+  return distill.run(setup, folder, initial, label, make_update=make_update)
 
 
 def make_update(

@@ -76,12 +76,12 @@ def make_distill_step(
   layout: TrainState | None = None,
   adapters: LoraConfig = LoraConfig(),
 ) -> Callable[..., tuple[TrainState, StepReport]]:
-  """Compiles `(state, prompts, rollout, scores, frozen_head, base, plan, initial) -> (state, report)`.
+  """Compiles `(state, prompts, rollout, scores, frozen_head, base=None, plan=None, ...) -> (state, report)`.
 
   The state is donated, so the head of an EMA or live teacher is taken from it inside the program;
   `frozen_head` is [V, D] for a frozen teacher, else None. `layout` holds the state's shardings, which
   the new state keeps; None leaves them to the compiler. There must be one teacher view. `plan` is the
-  one that the scores were made by; None for all positions in one micro-batch. `initial` [B, T] are
+  one that the scores were made by; None for all positions in one micro-batch. `initial=` [B, T] are
   log-probs of the sampled tokens by the initial weights, where `config.extrapolation` is not 1.
 
   With `adapters` the state's parameters are those alone and `base` is what they stand beside: an
@@ -118,7 +118,7 @@ def make_distill_step(
     frozen_head,
     base=None,
     plan: Plan | None = None,
-    initial=None,
+    initial: jax.Array | None = None,
   ):
     if scores.hidden.shape[0] != 1:
       raise ValueError(

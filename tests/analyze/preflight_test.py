@@ -1,12 +1,18 @@
-"""Warnings about what the views ask the two to begin with."""
+"""Warnings about what the views ask the two to begin with; what a controller holds."""
 
 import dataclasses
 
+import jax
 import pytest
 
 from opsd_jax.analyze import preflight
-from opsd_jax.distill.config import ObjectiveConfig, ViewsConfig
+from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
+from opsd_jax.mesh import MeshConfig, make_mesh
+from opsd_jax.models import lora, model
+from opsd_jax.models.lora import LoraConfig
+from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem
+from opsd_jax.rollout.config import RolloutConfig
 from opsd_jax.text.tokenizer import TokenizerConfig, make_tokenizer
 from tests.experiments import real_text
 
@@ -44,3 +50,16 @@ def test_prompts_that_end_differently_by_mistake(folder):
   tokenizer = make_tokenizer(TokenizerConfig(path=str(folder)))
   config = ViewsConfig('{problem}:', '{problem} {solution}', student_tokens=99, teacher_tokens=99)
   assert MISMATCH in found(config, tokenizer)
+
+
+def test_what_a_controller_holds():
+  """The weights that it measures from and a candidate, in float32; of adapters as many."""
+  spec, mesh = ModelSpec(vocab_size=32), make_mesh(MeshConfig(), jax.devices()[:1])
+  config, whole = LoraConfig(rank=2), model.abstract_params(spec, mesh)
+  rooms = spec, whole, RolloutConfig(), VIEWS, ObjectiveConfig(), TeacherConfig()
+  trained = {'all': (None, whole), 'adapters': (lora.abstract(config, spec, mesh),) * 2}
+  for adapters, tree in trained.values():
+    without, with_one = (preflight.memory(*rooms, adapters, anchored) for anchored in (False, True))
+    (name,) = with_one.keys() - without.keys()
+    assert with_one[name] == 2 * 4 * sum(x.size for x in jax.tree.leaves(tree))
+    assert {k: v for k, v in with_one.items() if k != name} == without

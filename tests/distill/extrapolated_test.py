@@ -117,8 +117,8 @@ def test_the_step_extrapolates():
   state = TrainState(params, OPTIMIZER.init(params), None)
   made = steps.make_distill_step(SPEC, config, TeacherConfig(), OPTIMIZER, valid_vocab=VALID)
   scores = score(teacher, [seen], rollout, plan)
-  arguments = state, prompts, rollout, scores, model.head(SPEC, teacher), None, plan, initial
-  state, report = made.lower(*arguments).compile(QUICK)(*arguments)
+  arguments = state, prompts, rollout, scores, model.head(SPEC, teacher), None, plan
+  state, report = made.lower(*arguments, initial=initial).compile(QUICK)(*arguments, initial=initial)
 
   s, t, r = (
     sampled_log_probs(make_params(SPEC, seed), shown, rollout.ids)
