@@ -299,10 +299,25 @@ def _validate_method(experiment: Experiment) -> None:
     f'{e.rollout.per_question}; set at least 2 (published: 8).',
   )
   require(
+    e.rollout.sampling.temperature > 0,
+    "method is 'grpo', but rollout.sampling.temperature is 0, at which all rollouts of a question are the "
+    'same; set 1.',
+  )
+  require(
     e.teacher.kind == 'frozen',
     f"method is 'grpo', which has no teacher, but teacher.kind is {e.teacher.kind!r}; set "
     'teacher.kind=frozen, which keeps nothing.',
   )
+  for setting, value, needed in (
+    ('source.kind', e.source.kind, 'student'),
+    ('weigh.kind', e.weigh.kind, 'none'),
+    ('weigh.keep', e.weigh.keep, 'all'),
+  ):
+    require(
+      value == needed,
+      f"{setting} is {value!r}, but method is 'grpo', which learns from all of the student's own rollouts by "
+      f'their advantages; set {setting}={needed}.',
+    )
 
 
 def _validate_controls(experiment: Experiment) -> None:

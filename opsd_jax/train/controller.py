@@ -23,7 +23,7 @@ from opsd_jax.train import extrapolation, ledger, loop, state
 from opsd_jax.train.extrapolation import ControllerConfig
 from opsd_jax.train.ledger import Ledger
 from opsd_jax.train.setup import Setup
-from opsd_jax.train.state import TrainState
+from opsd_jax.train.state import AnchoredState, TrainState
 
 _CHOICE = 50  # beside the seed: which problems are asked
 
@@ -88,9 +88,9 @@ def make(
   config: ControllerConfig,
   adapters: lora.LoraConfig,
   optimizer: optax.GradientTransformation,
-  layout: TrainState,
+  layout: AnchoredState,
   measure: Measure,
-) -> Callable[[TrainState, int], tuple[TrainState, Found]]:
+) -> Callable[[AnchoredState, int], tuple[AnchoredState, Found]]:
   """`(state, updates done) -> (state, what was found)`.
 
   Candidates are made one at a time from W and the anchor, so that beside these two there is at most one
@@ -115,14 +115,14 @@ def make(
   )
   fresh_moments = bool(adapters.rank) or config.moments == 'reset'
 
-  def beyond(weights: TrainState, factor: float) -> tuple[model.Params, float]:
+  def beyond(weights: AnchoredState, factor: float) -> tuple[model.Params, float]:
     """The parameters, and what their rank lacks; the state's own for factor 0."""
     if not factor:
       return weights.params, 0.0
     params, lost = move(weights.params, weights.anchor, np.float32(factor))
     return params, float(lost)
 
-  def control(weights: TrainState, updates: int) -> tuple[TrainState, Found]:
+  def control(weights: AnchoredState, updates: int) -> tuple[AnchoredState, Found]:
     if not extrapolation.due(config, updates):
       return weights, Found({}, Ledger())
     factor, metrics, spent = _choose(config, lambda f: measure(beyond(weights, f)[0]))

@@ -148,8 +148,10 @@ def _make_update(
       scores = score(taught_by, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
     weighed = weigh(student, teacher, placed, rollout, scores, laid_out)
     factors = None if weighed is None else weighed.values
-    before = score_initial(initial, placed, rollout, laid_out) if extrapolated else None
-    weights, report = compiled(weights, placed, rollout, scores, frozen_head, base, laid_out, factors, before)
+    before = {'initial': score_initial(initial, placed, rollout, laid_out)} if extrapolated else {}
+    weights, report = compiled(
+      weights, placed, rollout, scores, frozen_head, base, laid_out, factors, **before
+    )
     weighed, report = meshes.host((weighed, report))
 
     every = setup.loop.show_every

@@ -19,14 +19,22 @@ from opsd_jax.train.config import OptimizerConfig
 class TrainState:
   """Float32 master weights, optimiser moments and, for an EMA teacher, its average.
 
-  `anchor` are the weights that a controller measures from (`train/controller.py`), None without one. Under
-  LoRA all are of the adapters alone.
+  Under LoRA all three are of the adapters alone.
   """
 
   params: Params
   optimizer: Any
   teacher: Params | None
-  anchor: Params | None = None
+
+
+@flax.struct.dataclass
+class AnchoredState(TrainState):
+  """With the weights that a controller measures from (`train/controller.py`).
+
+  A class of its own, so that the checkpoints of other runs have no place for it.
+  """
+
+  anchor: Params
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -71,8 +79,9 @@ def describe(
   moments = optax.tree_map_params(
     optimizer, lambda _, s: s, shapes.optimizer, where, transform_non_params=lambda _: scalar
   )
-  average, anchor = (None if tree is None else where for tree in (shapes.teacher, shapes.anchor))
-  shardings = TrainState(where, moments, average, anchor)
+  average = where if shapes.teacher is not None else None
+  shardings = shapes.replace(params=where, optimizer=moments, teacher=average)
+  shardings = shardings.replace(anchor=where) if anchored else shardings
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
@@ -104,8 +113,8 @@ def _build(
 ) -> Callable[[Params], TrainState]:
   def build(params: Params) -> TrainState:
     own, anchor = (jax.tree.map(jnp.copy, params) for _ in range(2))
-    average = teachers.init(teacher, params)
-    return TrainState(own, optimizer.init(params), average, anchor if anchored else None)
+    parts = own, optimizer.init(params), teachers.init(teacher, params)
+    return AnchoredState(*parts, anchor) if anchored else TrainState(*parts)
 
   return build
 

@@ -1,4 +1,4 @@
-"""Warnings about what the views ask the two to begin with, and about what a layout wastes."""
+"""Warnings about what the views ask the two to begin with; what a layout wastes and a controller holds."""
 
 import dataclasses
 
@@ -6,8 +6,11 @@ import jax
 import pytest
 
 from opsd_jax.analyze import preflight
-from opsd_jax.distill.config import ObjectiveConfig, ViewsConfig
+from opsd_jax.distill.config import ObjectiveConfig, TeacherConfig, ViewsConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
+from opsd_jax.models import lora, model
+from opsd_jax.models.lora import LoraConfig
+from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem
 from opsd_jax.rollout.config import DecodeConfig, RolloutConfig
 from opsd_jax.text.tokenizer import TokenizerConfig, make_tokenizer
@@ -58,12 +61,7 @@ def test_prompts_that_end_differently_by_mistake(folder):
     (2, 8, DecodeConfig(slots=5), ['rounded up to 6']),
     (2, 8, DecodeConfig(slots=8, compact=True), ['compact changes nothing with 4 slots on each of 2']),
     (2, 8, DecodeConfig(slots=32), ['no slot is ever filled again']),
-    (
-      2,
-      7,
-      DecodeConfig(slots=13),
-      ['7 questions do not divide'],
-    ),  # and hence one group of any number of slots
+    (2, 7, DecodeConfig(slots=13), ['7 questions do not divide']),  # and hence one group of any size
   ],
 )
 def test_what_a_layout_wastes(data, questions, decode, said):
@@ -79,3 +77,16 @@ def test_a_single_reward_is_biased(folder, estimator, k, warns):
   objective = ObjectiveConfig(estimator, divergence='reverse_kl', support='student_topk', k=k)
   told = found(VIEWS, make_tokenizer(TokenizerConfig(path=str(folder))), objective)
   assert ('objective.k is 1' in told) == warns
+
+
+def test_what_a_controller_holds():
+  """The weights that it measures from and a candidate, in float32; of adapters as many."""
+  spec, mesh = ModelSpec(vocab_size=32), make_mesh(MeshConfig(), jax.devices()[:1])
+  config, whole = LoraConfig(rank=2), model.abstract_params(spec, mesh)
+  rooms = spec, whole, RolloutConfig(), VIEWS, ObjectiveConfig(), TeacherConfig()
+  trained = {'all': (None, whole), 'adapters': (lora.abstract(config, spec, mesh),) * 2}
+  for adapters, tree in trained.values():
+    without, with_one = (preflight.memory(*rooms, adapters, anchored) for anchored in (False, True))
+    (name,) = with_one.keys() - without.keys()
+    assert with_one[name] == 2 * 4 * sum(x.size for x in jax.tree.leaves(tree))
+    assert {k: v for k, v in with_one.items() if k != name} == without

@@ -17,7 +17,8 @@ from opsd_jax.models import model
 from opsd_jax.train import step as steps
 from opsd_jax.train.state import TrainState
 from tests.distill.objective_test import HEAD, STUDENT, TEACHER
-from tests.models.transformer_test import QUICK, SPEC, make_params, one_device, quick_jit, relative_gap
+from tests.models.oracle import continuation_rows
+from tests.models.transformer_test import QUICK, SPEC, flat, float64, make_params, one_device, quick_jit
 from tests.train.sharded_step_test import (
   LENGTHS,
   OPTIMIZER,
@@ -26,6 +27,7 @@ from tests.train.sharded_step_test import (
   SAME,
   VALID,
   WIDTH,
+  differences,
   make_batch,
   placed,
   score,
@@ -46,19 +48,26 @@ def log_softmax(logits):
   return logits - np.logaddexp.reduce(logits)
 
 
-def compare(token, strength, **changes):
-  """Loss, what is known of it, and the gradient by the student's logits, of one token."""
-  config = dataclasses.replace(SAMPLED, extrapolation=strength, **changes)
-  initial = jnp.float32([[log_softmax(INITIAL / 1.1)[token]]])
-  tokens, teacher = jnp.int32([[token]]), jnp.float32(TEACHER)[None, None]
+@functools.cache
+def program(strength, changes):
+  """`(token, its initial log-prob) -> ((loss, what is known of it), gradient by the student's logits)`."""
+  config = dataclasses.replace(SAMPLED, extrapolation=strength, **dict(changes))
+  teacher = jnp.float32(TEACHER)[None, None]
 
-  def total(student):
+  def total(student, token, initial):
     loss, out = extrapolated.compare(
-      student[None, None], HEAD, teacher, HEAD, tokens, initial, config, valid_vocab=5
+      student[None, None], HEAD, teacher, HEAD, token, initial, config, valid_vocab=5
     )
     return loss.sum(), out
 
-  (loss, out), gradient = jax.value_and_grad(total, has_aux=True)(jnp.float32(STUDENT))
+  return quick_jit(jax.value_and_grad(total, has_aux=True))
+
+
+def compare(token, strength, **changes):
+  """Loss, what is known of it, and the gradient by the student's logits, of one token."""
+  initial = np.float32([[log_softmax(INITIAL / 1.1)[token]]])
+  found = program(strength, tuple(changes.items()))(np.float32(STUDENT), np.int32([[token]]), initial)
+  (loss, out), gradient = found
   return float(loss), out, gradient
 
 
@@ -89,43 +98,39 @@ def test_the_clip_of_a_token_ends_its_gradient():
 # The step.
 
 
-def make(strength, parts):
-  """A step from weights 0, taught by weights 1: `(initial log-probs) -> (gradient, report)`."""
-  prompts, seen, rollout = make_batch()
-  plan = packing.everything(QUESTIONS, PER_QUESTION, WIDTH, parts=parts)
-  teacher, config = placed(one_device(), 1), dataclasses.replace(SAMPLED, extrapolation=strength)
-  made = steps.make_distill_step(SPEC, config, TeacherConfig(), OPTIMIZER, valid_vocab=VALID)
-  programs = []
-  scores = score(teacher, [seen], rollout, plan)
-
-  def step(initial):
-    params = placed(one_device(), 0)
-    state = TrainState(params, OPTIMIZER.init(params), None)
-    arguments = state, prompts, rollout, scores, model.head(SPEC, teacher), None, plan, None, initial
-    programs.append(programs[0] if programs else made.lower(*arguments).compile(QUICK))
-    state, report = programs[0](*arguments)
-    return state.optimizer[0].trace, jax.tree.map(np.asarray, report)
-
-  return step
+def sampled_log_probs(params, prompts, ids):
+  """float64 [B, T] at the temperature of the loss."""
+  hidden = continuation_rows(SPEC, params, prompts.ids, prompts.length, ids)
+  logits = hidden @ float64(params['embedding'])[:VALID].T / 1.1
+  log_q = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+  return np.take_along_axis(log_q, ids[..., None], -1)[..., 0]
 
 
 def test_the_step_extrapolates():
-  """From the teacher's own log-probs nothing is moved, whatever λ; from others the loss moves."""
-  prompts, _, rollout = make_batch()
-  gradient, kernel = make(1.0, 1)(None)
-  student = rollout.raw_logp - kernel.logp_gap
-  teacher = student - kernel.token_loss
-  step = make(2.0, 4)
-  same, report = step(np.float32(teacher))
-  np.testing.assert_allclose(report.token_loss, kernel.token_loss, atol=SAME)
-  assert relative_gap(same, gradient) < SAME
-  score_tokens = quick_jit(functools.partial(scoring.score_tokens, SPEC, SAMPLED, VALID))
-  initial = np.asarray(score_tokens(make_params(SPEC, 2), prompts, rollout))
-  moved, report = step(initial)
-  real = np.arange(WIDTH) < LENGTHS[:, None]
-  expected = np.where(real, kernel.token_loss - (teacher - initial), 0)
-  np.testing.assert_allclose(report.token_loss, expected, atol=SAME)
-  assert relative_gap(moved, gradient) > 0.1
+  """Student 0, taught by weights 1 under their own prompts, with weights 2 for the initial ones; in parts."""
+  prompts, seen, rollout = make_batch()
+  plan = packing.everything(QUESTIONS, PER_QUESTION, WIDTH, parts=4)
+  params, teacher = placed(one_device(), 0), placed(one_device(), 1)
+  config = dataclasses.replace(SAMPLED, extrapolation=2.0)
+  score_tokens = quick_jit(functools.partial(scoring.score_tokens, SPEC, config, VALID))
+  initial = score_tokens(make_params(SPEC, 2), prompts, rollout)
+  state = TrainState(params, OPTIMIZER.init(params), None)
+  made = steps.make_distill_step(SPEC, config, TeacherConfig(), OPTIMIZER, valid_vocab=VALID)
+  scores = score(teacher, [seen], rollout, plan)
+  arguments = state, prompts, rollout, scores, model.head(SPEC, teacher), None, plan
+  state, report = made.lower(*arguments, initial=initial).compile(QUICK)(*arguments, initial=initial)
+
+  s, t, r = (
+    sampled_log_probs(make_params(SPEC, seed), shown, rollout.ids)
+    for seed, shown in ((0, prompts), (1, seen), (2, prompts))
+  )
+  value = np.where(np.arange(WIDTH) < LENGTHS[:, None], (s - r) - 2 * (t - r), 0)
+  np.testing.assert_allclose(report.token_loss, value, atol=2 * SAME)
+  assert float(report.loss) == pytest.approx(value.sum() / LENGTHS.sum(), rel=SAME)
+  direction, expected = differences(
+    lambda p: (value * sampled_log_probs(p, prompts, rollout.ids)).sum() / LENGTHS.sum()
+  )
+  assert flat(state.optimizer[0].trace) @ flat(direction) == pytest.approx(expected, rel=SAME)
 
 
 @pytest.mark.parametrize(

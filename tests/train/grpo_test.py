@@ -80,23 +80,32 @@ def oracle(config, params, old):
 PROGRAMS = {}
 
 
-def step(config, where='one', parts=1, fresh=False, **changes):
-  """State, report and log-probs of one step from weights 0; `changes` are of the batch."""
+def arguments(config, where='one', parts=1, **changes):
+  """Of a step from weights 0; `changes` are of the batch."""
   mesh = MESHES[where]()
   prompts, _, rollout = meshes.shard_rows(mesh, make_batch())
   old, reference = (np.float32(x) for x in known())
-  batch = Batch(rollout, *meshes.shard_rows(mesh, (ADVANTAGE, old)), np.bool_(fresh), None)
+  batch = Batch(rollout, *meshes.shard_rows(mesh, (ADVANTAGE, old)), np.bool_(False), None)
   batch = batch._replace(reference=meshes.shard_rows(mesh, reference) if config.kl else None)
-  batch = batch._replace(**changes)
   plan = packing.everything(QUESTIONS, PER_QUESTION, WIDTH, views=0, parts=parts)
   params = placed(mesh, 0)
-  with jax.set_mesh(mesh):
-    arguments = TrainState(params, OPTIMIZER.init(params), None), prompts, batch, None, plan
-    if (config, where, parts) not in PROGRAMS:
-      layout = states.shardings(arguments[0])
-      made = grpo_step.make_step(SPEC, config, LOSS, OPTIMIZER, valid_vocab=VALID, layout=layout)
-      PROGRAMS[config, where, parts] = made.lower(*arguments).compile(QUICK)
-    return PROGRAMS[config, where, parts](*arguments)
+  state = TrainState(params, OPTIMIZER.init(params), None)
+  return state, prompts, batch._replace(**changes), None, plan
+
+
+def program(config, where='one', parts=1):
+  if (config, where, parts) not in PROGRAMS:
+    given = arguments(config, where, parts)
+    layout = states.shardings(given[0])
+    made = grpo_step.make_step(SPEC, config, LOSS, OPTIMIZER, valid_vocab=VALID, layout=layout)
+    PROGRAMS[config, where, parts] = made.lower(*given).compile(QUICK)
+  return PROGRAMS[config, where, parts]
+
+
+def step(config, where='one', parts=1, **changes):
+  """State, report and log-probs of one step from weights 0."""
+  with jax.set_mesh(MESHES[where]()):
+    return program(config, where, parts)(*arguments(config, where, parts, **changes))
 
 
 def gradient(state):
@@ -122,12 +131,29 @@ def test_loss_and_gradient_are_their_definition(config):
 
 def test_the_first_of_several_steps_takes_its_ratio_to_itself():
   """The ratio is exactly 1, and the gradient that of -A log p: what was told as `old` does not matter."""
-  state, report, logp = step(CONFIG, fresh=True)
+  state, report, logp = step(CONFIG, fresh=np.bool_(True))
   assert float(report.sums['ratio']) == LENGTHS.sum() and float(report.sums['clip_fraction']) == 0
   start = log_probs(make_params(SPEC))
   np.testing.assert_allclose(report.loss, oracle(CONFIG, make_params(SPEC), start).sum(), atol=SAME)
   direction, expected = differences(lambda p: oracle(CONFIG, p, start).sum())
   assert flat(gradient(state)) @ flat(direction) == pytest.approx(expected, rel=SAME)
+
+
+@pytest.mark.parametrize('old', ['scorer', 'sampler'])
+def test_two_steps_on_a_batch(old):
+  """Both take their ratio to the weights before the first, or to what the sampler told."""
+  seen, config = [], dataclasses.replace(CONFIG, steps=2, old=old)
+
+  def compiled(weights, *rest):
+    seen.append(jax.tree.map(np.array, weights.params))
+    return program(CONFIG)(weights, *rest)
+
+  with jax.set_mesh(MESHES['one']()):
+    _, reports = grpo.take_steps(config, compiled, *arguments(CONFIG))
+  before = log_probs(seen[0]) if old == 'scorer' else known()[0]
+  assert len(seen) == len(reports) == 2 and relative_gap(seen[1], seen[0]) > 0.01
+  for params, report in zip(seen, reports, strict=True):
+    assert float(report.loss) == pytest.approx(oracle(CONFIG, params, before).sum(), rel=SAME, abs=SAME)
 
 
 @pytest.mark.parametrize(('where', 'parts'), [('cube', 2), pytest.param('one', 4, marks=pytest.mark.slow)])
@@ -331,6 +357,10 @@ def test_a_run_of_adapters_with_a_controller(monkeypatch, tmp_path):
   ('settings', 'words'),
   [
     (['method=grpo'], 'rollout.per_question is 1; set at least 2'),
+    (
+      ['method=grpo', 'rollout.per_question=4', 'rollout.sampling.temperature=0'],
+      'rollout.sampling.temperature is 0',
+    ),
     (
       ['method=grpo', 'rollout.per_question=4', 'teacher.kind=ema'],
       "teacher.kind is 'ema'.*teacher.kind=frozen",

@@ -180,6 +180,18 @@ def test_the_description_is_what_a_checkpoint_is_restored_into():
     assert (shape.shape, shape.dtype, shape.sharding) == (leaf.shape, leaf.dtype, leaf.sharding)
 
 
+def test_only_a_run_with_a_controller_has_a_place_for_its_anchor():
+  """Checkpoints of other runs do not depend on whether there are controllers."""
+  optimizer = lib.make_optimizer(CONFIG)
+  plain, anchored = (lib.describe(tree(START), optimizer, EMA, anchored) for anchored in (False, True))
+  assert not hasattr(plain, 'anchor') and jax.tree.structure(anchored.anchor) == jax.tree.structure(
+    plain.params
+  )
+  made = lib.create(tree(START), optimizer, EMA, True)
+  assert jax.tree.structure(made) == jax.tree.structure(anchored)
+  np.testing.assert_array_equal(flat(made.anchor), START.astype(np.float32))
+
+
 def test_a_step_that_overflows_is_not_taken():
   """Loss and gradient are finite, the step is not: 1e30 squared is beyond float32."""
   state, step = machinery(OptimizerConfig(learning_rate=1e30), TeacherConfig())
