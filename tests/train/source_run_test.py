@@ -200,6 +200,11 @@ def test_the_teachers_analysis_is_drawn_and_paid_for(tmp_path):
       ['objective.estimator=nll', 'source.kind=teacher', 'source.student_share=0.5'],
       'the mean of that gradient is 0',
     ),
+    (
+      ['objective.estimator=nll', 'source.kind=solutions', 'weigh.kind=renio'],
+      "weigh.kind is 'renio', but objective.estimator is 'nll', which asks no teacher",
+    ),
+    (['source.kind=solutions', 'weigh.kind=renio'], "weigh.source is 'sampler', but source.kind is 'solu"),
     (['source.kind=solutions', 'objective.support=sampled'], "objective.support is 'sampled', an estimate"),
     (['source.kind=teacher', 'objective.correction=token'], "objective.correction is 'token', which needs"),
     (['warm_start.updates=1', 'lora.rank=2'], 'warm_start.updates is 1, which trains all weights'),
