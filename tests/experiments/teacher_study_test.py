@@ -17,7 +17,7 @@ WIDER += ('loop.evaluate_every=0', 'warm_start.updates=2', 'warm_start.source.ki
 def test_a_study_with_an_external_teacher(tmp_path):
   workdir = tmp_path / 'run'
   command = tiny.command('train', workdir, (*tiny.SETTINGS, *WIDER))
-  done = tiny.call(command, tmp_path / 'compiled')
+  done = tiny.call(command)
   assert done.returncode == 0, done.stderr
   results = json.loads((workdir / 'results.json').read_text())
   teacher, arms = results['teacher'], results['arms']
@@ -30,7 +30,7 @@ def test_a_study_with_an_external_teacher(tmp_path):
     assert arms[name]['sampled'] > first['total/sampled'] > 0, 'the warm start is among what the arm took'
   assert 'gap recovered' in done.stdout
 
-  again = tiny.call(command, tmp_path / 'compiled')
+  again = tiny.call(command)
   assert again.returncode == 0, again.stderr
   assert json.loads((workdir / 'results.json').read_text()) | {'seconds': 0} == results | {'seconds': 0}
   check = tiny.call(tiny.command('check', None, (*tiny.SETTINGS, *WIDER), '--problems=1'))
