@@ -62,7 +62,7 @@ def main(experiment: Experiment) -> int:
   print(f'divergence: {served}')
   _show_memory(experiment, setup)
   trained = updates > 0 or setup.weights.path is not None
-  needless = taught or setup.objective.estimator == 'nll'
+  needless = taught or setup.objective.estimator == 'nll' or setup.method == 'grpo'
   found = preflight.warnings(readings, setup.views, setup.tokenizer, setup.objective, trained, needless)
   return _show_warnings(found + preflight.layout_warnings(setup.mesh, setup.rollout))
 

@@ -52,13 +52,12 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
     warm = {'opsd': warm_start.run(setup, workdir, base, 'opsd', _params(taught.get('opsd')))}
     runs['opsd'] = _train(setup, workdir, warm['opsd'].params, 'opsd', _params(taught.get('opsd')))
     done = runs['opsd'].progress
-    learned = tokens(done) + tokens(warm['opsd'].progress)
     for control in experiment.controls:
       name, folder = control.name, os.path.join(workdir, 'controls', control.name)
       teacher = _params(taught.get(name))
       warm[name] = warm_start.run(_arm_setup(setup, experiment, control), folder, base, name, teacher)
-      left = max(learned - tokens(warm[name].progress), 1)
-      changed = _arm_setup(setup, experiment, control, left, done.updates)
+      # Each after a warm start of its own, whose tokens the table adds.
+      changed = _arm_setup(setup, experiment, control, done.ledger.completions, done.updates)
       runs[name] = _train(changed, folder, warm[name].params, name, teacher)
     evaluated = _evaluate_all(setup, runs, os.path.join(workdir, 'evaluation'))
     arms = {name: _with(run.progress, warm.get(name)) for name, run in runs.items()}
@@ -88,11 +87,6 @@ def _arm_setup(setup: Setup, experiment: Experiment, control: Control, *budget: 
   return assemble(arm, setup.mesh, setup.splits, setup.dropped, setup.retention)
 
 
-def tokens(progress: loop.Progress) -> int:
-  """Completion tokens that a training drew, or learned from where they were given."""
-  return max(progress.ledger.sampled, progress.ledger.scored_student)
-
-
 def _with(progress: loop.Progress, before: loop.Finished | None) -> loop.Progress:
   """What an arm took, its warm start among it; the updates are those after that."""
   if before is None:
@@ -118,19 +112,25 @@ class _Teacher(NamedTuple):
 
 
 def _teachers(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, _Teacher]:
-  """The external teachers by the arms that they teach; arms that name the same one share it."""
+  """The external teachers by the arms that they teach; arms that name the same one share it.
+
+  Where they let it see different things, it has a row in the table for each.
+  """
   arms = {'opsd': experiment} | {c.name: with_control(experiment, c) for c in experiment.controls}
+  trained: dict[Any, loop.Finished] = {}
   known: dict[Any, _Teacher] = {}
   taught = {}
   for name, arm in arms.items():
     if arm.teacher.kind != 'external':
       continue
-    key = arm.teacher.model, arm.teacher.weights
+    model = arm.teacher.model, arm.teacher.weights
+    key, row = (*model, arm.views), f'teacher_of_{name}' if known else 'teacher'
+    if model not in trained:
+      own = dataclasses.replace(setup, teacher=arm.teacher)
+      trained[model] = external.prepare(own, os.path.join(workdir, row))
     if key not in known:
-      row = f'teacher_of_{name}' if known else 'teacher'
-      finished = external.prepare(dataclasses.replace(setup, teacher=arm.teacher), os.path.join(workdir, row))
       own = dataclasses.replace(setup, spec=arm.teacher.model, lora=LoraConfig(), views=arm.views)
-      known[key] = _Teacher(row, own, finished)
+      known[key] = _Teacher(row, own, trained[model])
     taught[name] = known[key]
   return taught
 

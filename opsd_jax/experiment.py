@@ -170,6 +170,8 @@ def validate(experiment: Experiment) -> None:
   distill_room.validate_objective(experiment.objective, tokenizer_size)
   rollouts = experiment.rollout.questions * experiment.rollout.per_question
   weigh_config.validate(experiment.weigh, rollouts)
+  if experiment.source.kind == 'solutions':
+    weigh_config.validate(experiment.weigh, experiment.rollout.questions)
   train_room.validate_optimizer('optimizer', experiment.optimizer)
   train_room.validate_loop(experiment.loop, _widest(experiment))
   train_room.validate_cold_start(experiment.cold_start)
@@ -223,13 +225,24 @@ def _validate_external(experiment: Experiment, drawn: int) -> None:
   )
 
 
+def _row_fields(setting: str, template: str) -> list[str]:
+  """The fields of a template that rollouts fill."""
+  try:
+    return sorted(privilege.used(template))
+  except ValueError as error:
+    raise ConfigError(f'{setting} is {template!r}: {error}.') from error
+
+
 def _validate_privilege(experiment: Experiment) -> None:
   """What a teacher's template shows of rollouts is there when it is filled."""
   e = experiment
-  try:
-    shown = sorted(privilege.used(e.views))
-  except ValueError as error:
-    raise ConfigError(f'views.teacher is {e.views.teacher!r}: {error}.') from error
+  shown = _row_fields('views.teacher', e.views.teacher)
+  asked = _row_fields('views.analysis', e.views.analysis)
+  require(
+    not asked,
+    f'views.analysis shows {{{"} and {".join(asked)}}}, but it is written before any rollout; show the texts '
+    'of the problem alone.',
+  )
   if not shown:
     return
   names = ' and '.join(f'{{{name}}}' for name in shown)
@@ -312,11 +325,14 @@ def _validate_method(experiment: Experiment) -> None:
     ('source.kind', e.source.kind, 'student'),
     ('weigh.kind', e.weigh.kind, 'none'),
     ('weigh.keep', e.weigh.keep, 'all'),
+    ('objective.correction', e.objective.correction, 'none'),
+    ('objective.extrapolation', e.objective.extrapolation, 1.0),
+    ('views.analysis', e.views.analysis, ''),
   ):
     require(
       value == needed,
       f"{setting} is {value!r}, but method is 'grpo', which learns from all of the student's own rollouts by "
-      f'their advantages; set {setting}={needed}.',
+      f'their advantages alone; set it to {needed!r}.',
     )
 
 
@@ -455,13 +471,16 @@ def assemble(
 
 
 def _needed(experiment: Experiment) -> dict[str, int]:
-  """Training problems that an update takes, by the setting that says so."""
-  rows = {'rollout.questions': experiment.rollout.questions}
-  stages = {'cold_start': experiment.cold_start, 'teacher_start': experiment.teacher_start}
-  rows |= {f'{name}.batch': stage.batch for name, stage in stages.items() if stage.updates}
-  if experiment.controller.kind == 'effopd':
-    rows['controller.problems'] = experiment.controller.problems
-  return rows
+  """Training problems that an update takes, of the main run or of a control, by the setting that says so."""
+  needed: dict[str, int] = {}
+  for arm in (experiment, *(with_control(experiment, control) for control in experiment.controls)):
+    rows = {'rollout.questions': arm.rollout.questions}
+    stages = {'cold_start': arm.cold_start, 'teacher_start': arm.teacher_start}
+    rows |= {f'{name}.batch': stage.batch for name, stage in stages.items() if stage.updates}
+    if arm.controller.kind == 'effopd':
+      rows['controller.problems'] = arm.controller.problems
+    needed = {name: max(needed.get(name, 0), rows.get(name, 0)) for name in needed | rows}
+  return needed
 
 
 def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, dict[str, int]], str]:
@@ -478,7 +497,12 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
     wanted.append((control, with_control(experiment, control).views))
 
   arms = [experiment, *(with_control(experiment, control) for control in experiment.controls)]
-  told = {own for arm in arms for own in _sources(arm).values() if own.kind == 'solutions'}
+  told = {
+    (own, arm.rollout.sampling.max_tokens)
+    for arm in arms
+    for own in _sources(arm).values()
+    if own.kind == 'solutions'
+  }
   supervised = experiment.cold_start.updates or experiment.teacher_start.updates
   digest = hashlib.blake2b(digest_size=16)
 
@@ -493,7 +517,7 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
   def solution_misfit(problem: Problem) -> str | None:
     width = experiment.rollout.sampling.max_tokens
     found = misfit(problem) or (cold_start.misfit(problem, tokenizer, width) if supervised else None)
-    others = (sources.misfit(config, problem, tokenizer, width) for config in told)
+    others = (sources.misfit(config, problem, tokenizer, most) for config, most in told)
     return found or next(filter(None, others), None)
 
   chosen = {}

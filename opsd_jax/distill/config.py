@@ -198,6 +198,13 @@ def validate_objective(config: ObjectiveConfig, vocab: int) -> None:
     config.token_clip is None or config.token_clip > 0,
     f'objective.token_clip is {config.token_clip}; it must be positive, or none.',
   )
+  if config.estimator == 'nll':
+    for name, default in (('token_clip', None), ('extrapolation', 1.0)):
+      require(
+        getattr(config, name) == default,
+        f'objective.{name} is {getattr(config, name)}, which objective.estimator=nll does not have; leave it '
+        'out.',
+      )
   require_choice('objective.reduction', config.reduction, ('token_mean', 'sample_mean'))
   require(
     config.extrapolation > 0, f'objective.extrapolation is {config.extrapolation}; it must be positive.'

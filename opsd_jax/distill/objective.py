@@ -88,7 +88,7 @@ def imitate(
     hidden: the student's [B, T, D], differentiable.
     head: [V, D], differentiable.
     tokens: int32 [B, T].
-    config: temperature, and the clip of a token.
+    config: temperature.
     valid_vocab: ids at and beyond it are padding of the head.
     softcap: `final_softcap` of the model.
   """
@@ -101,8 +101,7 @@ def imitate(
     valid_vocab=valid_vocab,
     chunk_tokens=config.chunk_tokens,
   )
-  loss = -out.logp if config.token_clip is None else jnp.minimum(-out.logp, config.token_clip)
-  return loss, {'student_logp': out.logp, 'student_entropy': out.entropy, 'greedy_hit': out.correct}
+  return -out.logp, {'student_logp': out.logp, 'student_entropy': out.entropy, 'greedy_hit': out.correct}
 
 
 def served_by(

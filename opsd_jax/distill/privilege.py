@@ -22,9 +22,9 @@ def of_problem(config: ViewsConfig, problem: Problem) -> dict[str, str]:
   return {'solution_start': problem.solution[:shown]} | dict.fromkeys(OF_ROW, '')
 
 
-def used(config: ViewsConfig) -> set[str]:
-  """Which fields of `OF_ROW` the teacher's template shows; the template must be well-formed."""
-  return {name for _, name, _, _ in string.Formatter().parse(config.teacher)} & set(OF_ROW)
+def used(template: str) -> set[str]:
+  """Which fields of `OF_ROW` a template shows; it must be well-formed."""
+  return {name for _, name, _, _ in string.Formatter().parse(template)} & set(OF_ROW)
 
 
 def of_rows(
@@ -38,7 +38,7 @@ def of_rows(
     correct: verdicts on them.
   """
   rows: list[dict[str, str] | None] = []
-  needed = 'sibling' in used(config)
+  needed = 'sibling' in used(config.teacher)
   for row, (attempt, right) in enumerate(zip(completions, correct, strict=True)):
     sibling = _sibling(row, completions, correct)
     texts = {'attempt': attempt, 'feedback': config.feedback_right if right else config.feedback_wrong}

@@ -32,7 +32,7 @@ class WeighConfig:
     micro: samples of such a group.
     source: where the student's log-probs come from: the `sampler`, which told them as it drew, or a `pass` of
       its own without gradient, which costs a forward. The sampler tells no entropy: that of a token is then
-      taken to be -log p of what was drawn, whose mean is the same.
+      taken to be -log p of what was drawn, whose mean is the same but for cap and threshold.
     keep: which samples are trained on at all: `all`, or those whose answer is `correct` or `incorrect`.
   """
 

@@ -126,12 +126,12 @@ def _make_update(
     drawn = draw(setup, rollouts, student, teacher, prompts, seen, problems, judge, number)
     rolled = time.monotonic()
 
-    graded = judge(drawn.rollout)
-    # What is left out has no tokens from here on.
-    sampled = weighing.without(drawn.rollout, weighing.kept(setup.weigh, graded))
-    if compares and privilege.used(setup.views):
+    graded, sampled = judge(drawn.rollout), drawn.rollout
+    if compares and privilege.used(setup.views.teacher):
       prompts, told, sampled = sources.by_row(setup, problems, prompts, sampled, graded)
       seen = (told,)
+    # What is left out has no tokens from here on; as a sibling it was still shown.
+    sampled = weighing.without(sampled, weighing.kept(setup.weigh, graded))
     placed, rollout = meshes.shard_rows(setup.mesh, (prompts, sampled))
     seen = seen if compares else ()
     plan = packing.plan(
@@ -168,7 +168,7 @@ def _make_update(
       metrics.pop('logp_gap', None)  # of a student's sampler, which drew nothing
     if setup.source.kind != 'student':
       metrics['own_rollouts'] = int(drawn.own)
-    if setup.source.keep != 'all' or privilege.used(setup.views):
+    if setup.source.keep != 'all' or privilege.used(setup.views.teacher):
       metrics['rows_scored'] = float((sampled.length > 0).mean())
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 

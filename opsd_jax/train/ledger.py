@@ -20,6 +20,7 @@ class Ledger:
 
   Attributes:
     sampled: completion tokens drawn, EOS included.
+    given: completion tokens that the data gave in place of them.
     scored_student: completion tokens that the student was trained on.
     scored_teacher: completion tokens that the teacher scored, over all views.
     scored_weigh: completion tokens that the student read once more, for the weights of samples.
@@ -45,6 +46,7 @@ class Ledger:
   """
 
   sampled: int = 0
+  given: int = 0
   scored_student: int = 0
   scored_teacher: int = 0
   scored_weigh: int = 0
@@ -65,6 +67,11 @@ class Ledger:
   spent_student: int = 0
   spent_teacher: int = 0
   spent_weigh: int = 0
+
+  @property
+  def completions(self) -> int:
+    """Tokens that a training drew or was given, however often it learned from them: what a budget counts."""
+    return self.sampled + self.given or self.scored_student
 
   def __add__(self, other: 'Ledger') -> 'Ledger':
     names = [f.name for f in dataclasses.fields(self)]

@@ -173,8 +173,7 @@ def _say_if_done(work: Work, done: Progress, setup: Setup) -> None:
 
 def _fraction(work: Work, done: Progress) -> float:
   # Equal where the student learns from all that it draws; not where completions are given, or thrown away.
-  tokens = max(done.ledger.sampled, done.ledger.scored_student)
-  return work.budget.fraction(done.updates, tokens, done.seconds)
+  return work.budget.fraction(done.updates, done.ledger.completions, done.seconds)
 
 
 def _save_due(work: Work, done: Progress, checked: Checked | None, every: int) -> bool:
@@ -224,7 +223,7 @@ def _record(
     }
   if checked is not None:
     metrics |= {'validation_accuracy': checked.accuracy} | checked.metrics
-  tokens = max(outcome.spent.sampled, outcome.spent.scored_student)
+  tokens = outcome.spent.completions
   rate = tokens / max(sum(outcome.time.values()), 1e-9)
   timing = outcome.time | {'seconds': done.seconds, 'tokens_per_second': rate}
   recorder.write(done.updates, metrics, timing)

@@ -106,7 +106,7 @@ def of_data(setup: Setup, problems: Sequence[Problem]) -> Drawn:
     rollout_index=np.zeros(rows, np.int32),
     policy_version=np.full(rows, NOT_THE_STUDENT, np.int32),
   )
-  return Drawn(rollout, ledger.Ledger(), own=False)
+  return Drawn(rollout, ledger.Ledger(given=int(length.sum())), own=False)
 
 
 def misfit(config: SourceConfig, problem: Problem, tokenizer: Tokenizer, width: int) -> str | None:

@@ -9,6 +9,11 @@ from opsd_jax.train import distill, loop
 from opsd_jax.train.extrapolation import ControllerConfig
 from opsd_jax.train.setup import Setup
 
+# Plain cross-entropy, whatever the arm's own loss is.
+_IMITATION = dict(
+  estimator='nll', correction='none', extrapolation=1.0, token_clip=None, student_temperature=1.0
+)
+
 
 def run(
   setup: Setup, folder: str, initial: model.Params, label: str, external: model.Params | None = None
@@ -23,7 +28,7 @@ def run(
   stage = dataclasses.replace(
     setup,
     source=config.source,
-    objective=dataclasses.replace(setup.objective, estimator='nll', correction='none', extrapolation=1.0),
+    objective=dataclasses.replace(setup.objective, **_IMITATION),
     weigh=WeighConfig(),
     controller=ControllerConfig(),
     optimizer=config.optimizer,

@@ -41,7 +41,7 @@ def test_the_answer_alone_and_nothing_at_all():
   [('{problem}:', set()), ('{sibling}{attempt}', {'sibling', 'attempt'}), ('{{feedback}}', set())],
 )
 def test_which_texts_of_rows_a_template_shows(template, used):
-  assert privilege.used(ViewsConfig(teacher=template)) == used
+  assert privilege.used(template) == used
 
 
 def test_feedback_is_on_the_rows_own_answer():

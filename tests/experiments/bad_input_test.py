@@ -105,7 +105,7 @@ def test_list_and_help_teach():
 def test_full_disk_stops_with_a_remedy_and_loses_nothing(tmp_path):
   """The first save of the main run meets a limit on file sizes, as a full disk would end it."""
   settings = (*tiny.ALONE, 'cold_start.updates=0', 'loop.updates=4', 'checkpoint.asynchronous=true')
-  limited = tiny.call(tiny.with_full_disk(tiny.command('train', tmp_path, settings)))
+  limited = tiny.call(tiny.with_full_disk(tiny.command('train', tmp_path, settings)), cached=False)
   assert limited.returncode == 1, limited.stderr
   assert 'Saving step 2 in' in limited.stderr and 'free space or choose another --workdir' in limited.stderr
   # The array writer's own threads may still complain; the run itself ends with the line above.

@@ -108,6 +108,7 @@ def test_dtype_is_that_of_the_run_unless_said(full, tmp_path):
   assert {t.dtype.name for t in make.read_all(tmp_path / 'out').values()} == {'bfloat16'}
 
 
+@pytest.mark.slow
 def test_an_earlier_step(full, adapted, tmp_path):
   done = call(full, tmp_path / 'out', '--step=1')
   assert done.returncode == 1 and 'has no checkpoint of step 1; it has [2]' in done.stderr

@@ -103,6 +103,7 @@ def real_settings(data_root: pathlib.Path, *more: str) -> tuple[str, ...]:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_real_questions_and_a_real_tokenizer(data_root, tmp_path):
   settings = real_settings(
     data_root,

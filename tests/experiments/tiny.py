@@ -48,24 +48,23 @@ def command(
   ]
 
 
-def with_full_disk(arguments: list[str], limit: int = 8192) -> list[str]:
+def with_full_disk(arguments: list[str], limit: int = 16384) -> list[str]:
   """The same command, in a process whose files cannot grow beyond `limit` bytes."""
   limited = f'import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); '
   return [sys.executable, '-c', limited + 'os.execv(sys.argv[1], sys.argv[1:])', *arguments]
 
 
-def environment() -> dict[str, str]:
-  """One CPU device; programs that an earlier process of these tests compiled are used again."""
-  return os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_NUM_CPU_DEVICES': '1',
-    'JAX_COMPILATION_CACHE_DIR': os.environ['OPSD_TEST_COMPILED'],
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
+def environment(cached: bool = True) -> dict[str, str]:
+  """One CPU device; if `cached`, programs that an earlier process of these tests compiled are used again."""
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1'}
+  if cached:
+    folder = os.environ['OPSD_TEST_COMPILED']
+    env |= {'JAX_COMPILATION_CACHE_DIR': folder, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  return env
 
 
-def call(arguments: list[str], **more) -> subprocess.CompletedProcess:
+def call(arguments: list[str], cached: bool = True, **more) -> subprocess.CompletedProcess:
   """Runs to the end, with its output as text."""
   return subprocess.run(
-    arguments, cwd=REPOSITORY, env=environment(), text=True, capture_output=True, timeout=600, **more
+    arguments, cwd=REPOSITORY, env=environment(cached), text=True, capture_output=True, timeout=600, **more
   )

@@ -365,9 +365,9 @@ def test_a_run_of_adapters_with_a_controller(monkeypatch, tmp_path):
       ['method=grpo', 'rollout.per_question=4', 'teacher.kind=ema'],
       "teacher.kind is 'ema'.*teacher.kind=frozen",
     ),
-    (['method=grpo', 'rollout.per_question=4', 'weigh.keep=correct'], 'weigh.keep=all'),
-    (['method=grpo', 'rollout.per_question=4', 'weigh.kind=length'], 'weigh.kind=none'),
-    (['method=grpo', 'rollout.per_question=4', 'source.kind=solutions'], 'source.kind=student'),
+    (['method=grpo', 'rollout.per_question=4', 'weigh.keep=correct'], "set it to 'all'"),
+    (['method=grpo', 'rollout.per_question=4', 'weigh.kind=length'], "set it to 'none'"),
+    (['method=grpo', 'rollout.per_question=4', 'source.kind=solutions'], "set it to 'student'"),
     (
       [
         'method=grpo',

@@ -35,6 +35,7 @@ def run(folder, monkeypatch, *changes):
   return setup, jsonlines.read(folder / 'metrics.jsonl')[-1], drawn[0].rollout
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_neither_scored_nor_paid_for(tmp_path, monkeypatch):
   changes = ('weigh.kind=renio', 'weigh.source=pass', 'weigh.keep=incorrect', 'weigh.threshold=-5')
   changes += ('loop.packing=packed',)

@@ -101,7 +101,7 @@ def update(where, micro_batches=1, objective='divergence', order=None, packed=Fa
 @pytest.mark.parametrize(
   ('where', 'micro_batches', 'objective'),
   [
-    ('two', 4, 'divergence'),
+    pytest.param('two', 4, 'divergence', marks=slow),
     pytest.param('cube', 2, 'divergence', marks=slow),
     ('cube', 4, 'rewards'),
     pytest.param('one', 2, 'divergence', marks=slow),
