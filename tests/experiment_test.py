@@ -119,6 +119,21 @@ def build_blind():
   lib.build(dataclasses.replace(changed(*SHRUNK), controls=controls))
 
 
+@pytest.mark.parametrize(
+  ('overrides', 'words'),
+  [
+    (('rollout.questions=41',), 'rollout.questions is 41.*40 training problems'),
+    (
+      ('source.kind=solutions', 'objective.estimator=nll', 'rollout.sampling.max_tokens=8'),
+      r'longer than rollout.sampling.max_tokens \(8\)',
+    ),
+  ],
+)
+def test_what_a_control_needs_is_found_before_the_main_run(overrides, words):
+  with pytest.raises(ConfigError, match=words):
+    lib.build(dataclasses.replace(changed(*SHRUNK), controls=(Control('other', overrides),)))
+
+
 def test_mistakes_in_the_views_of_a_control_are_found_before_the_main_run():
   with pytest.raises(ConfigError, match="views.teacher.*mean 'reference'"):
     build_blind()

@@ -102,6 +102,7 @@ def test_list_and_help_teach():
     assert word in helped.stdout, word
 
 
+@pytest.mark.slow
 def test_full_disk_stops_with_a_remedy_and_loses_nothing(tmp_path):
   """The first save of the main run meets a limit on file sizes, as a full disk would end it."""
   settings = (*tiny.ALONE, 'cold_start.updates=0', 'loop.updates=4', 'checkpoint.asynchronous=true')

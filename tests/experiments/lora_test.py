@@ -45,6 +45,7 @@ def test_a_killed_run_equals_the_uninterrupted_one(whole, tmp_path):
   assert ours | {'seconds': 0} == theirs | {'seconds': 0}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_adapters_alone(whole):
   experiment = common.with_settings(recipes.load('quickstart'), SETTINGS)
   setup = build(experiment)
@@ -57,6 +58,7 @@ def test_a_checkpoint_holds_the_adapters_alone(whole):
   assert all(np.asarray(pair['b']).any() for pair in found.params['layers']['mlp'].values())
 
 
+@pytest.mark.slow
 def test_the_sampler_the_scorer_and_the_student_are_one_model(whole):
   rows = without_times(whole / 'metrics.jsonl')
   assert all(

@@ -100,6 +100,7 @@ def test_finished_run_is_not_run_again(whole):
   assert all(p.stat().st_mtime < began for p in (whole / 'evaluation').iterdir())
 
 
+@pytest.mark.slow
 def test_larger_budget_continues_a_finished_run(whole, tmp_path):
   folder = tmp_path / 'longer'
   settings = (*SETTINGS, 'controls=()')

@@ -348,6 +348,7 @@ def train(folder, updates):
     return setup, distill.run(setup, str(folder), cold_start.initial_params(setup))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_real_model(tmp_path):
   setup, done = train(tmp_path, 3)
   rows = jsonlines.read(tmp_path / 'metrics.jsonl')

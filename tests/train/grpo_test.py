@@ -325,6 +325,7 @@ def train(folder, updates, *changes):
     return grpo.run(setup, str(folder), cold_start.initial_params(setup))
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_when_it_is_continued(monkeypatch, tmp_path):
   monkeypatch.setattr(grpo.distill, 'grade', lively)
   whole = train(tmp_path / 'whole', 3)

@@ -227,3 +227,11 @@ def test_a_ledger_saved_before_there_were_such_counts():
   saved = {'sampled': 10, 'flops': 99}
   total = Ledger(**saved) + ledger.rollout_entry(SPEC, PROMPTS, COMPLETIONS)
   assert total.sampled == 20 and total.utilisation == {}
+
+
+def test_a_budget_counts_what_was_drawn_or_given_once():
+  """However often a training learns from it; a supervised one has nothing but what it learned from."""
+  step = Ledger(scored_student=10)
+  assert (Ledger(sampled=10) + step + step).completions == 10
+  assert (Ledger(sampled=10) + Ledger(given=4) + step).completions == 14
+  assert (step + step).completions == 20

@@ -115,6 +115,7 @@ def windowed(packed):
   return step.lower(*arguments).compile(QUICK)(*arguments)
 
 
+@pytest.mark.slow
 def test_windows_soft_caps_and_adapters_are_right_in_packed_rows():
   (state, report), (expected, whole) = windowed(True), windowed(False)
   np.testing.assert_allclose(report.loss, whole.loss, rtol=SAME)

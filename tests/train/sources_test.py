@@ -11,7 +11,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Graded, Prompts, Rollout, Sampled, Verdict
 from opsd_jax.rollout.config import RolloutConfig, SamplingConfig
 from opsd_jax.text.tokenizer import TokenizerConfig, make_tokenizer
-from opsd_jax.train import sources
+from opsd_jax.train import ledger, sources
 from opsd_jax.train.config import SourceConfig
 
 TOKENIZER = make_tokenizer(TokenizerConfig())
@@ -59,6 +59,7 @@ def test_the_student_alone():
 
 def test_solutions_are_completions_token_by_token():
   drawn = sources.of_data(setup(SourceConfig('solutions')), PROBLEMS)
+  assert drawn.spent == ledger.Ledger(given=int(drawn.rollout.length.sum()))
   rollout = drawn.rollout
   for row, problem in enumerate(PROBLEMS):
     wanted = [*TOKENIZER.encode(problem.solution), TOKENIZER.eos_ids[0]]

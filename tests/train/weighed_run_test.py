@@ -7,6 +7,7 @@ import pytest
 
 from experiments import common, recipes
 from opsd_jax import jsonlines
+from opsd_jax.evaluate import accuracy
 from opsd_jax.experiment import build
 from opsd_jax.models.flops import forward_flops
 from opsd_jax.records import Graded, Verdict
@@ -58,6 +59,24 @@ def test_what_is_left_out_is_neither_scored_nor_paid_for(tmp_path, monkeypatch):
   assert metrics['weight_mean'] == pytest.approx(1) and metrics['weight_min'] <= 1 <= metrics['weight_max']
   assert 0.9 < metrics['weight_selected'] <= 1 and metrics['weight_correctness'] == 0
   assert metrics['loss'] > 0 and metrics['update_norm'] > 0
+
+
+@pytest.mark.slow
+def test_what_is_left_out_was_still_a_sibling(tmp_path, monkeypatch):
+  """Wrong rows alone are trained on, under what the right ones wrote."""
+  shown, plain = [], distill.sources.views.row_batch
+
+  def row_batch(config, problems, tokenizer, texts, correct):
+    shown.extend(texts)
+    return plain(config, problems, tokenizer, texts, correct)
+
+  monkeypatch.setattr(distill.sources.views, 'row_batch', row_batch)
+  siblings = ('views.teacher={problem}|{sibling}:', 'views.teacher_tokens=64')
+  pairs = ('rollout.questions=2', 'rollout.per_question=2', 'weigh.keep=incorrect')
+  setup, metrics, rollout = run(tmp_path, monkeypatch, *siblings, *pairs)
+  assert len(shown) == 4 and shown == accuracy.decode_rollout(rollout, setup.tokenizer)
+  assert all(shown[row] for row in (0, 3))
+  assert metrics['total/scored_teacher'] == rollout.length[1] + rollout.length[2]
 
 
 @pytest.mark.slow

@@ -103,9 +103,9 @@ def update(where, micro_batches=1, objective='divergence', order=None, packed=Fa
   [
     pytest.param('two', 4, 'divergence', marks=slow),
     pytest.param('cube', 2, 'divergence', marks=slow),
-    ('cube', 4, 'rewards'),
+    pytest.param('cube', 4, 'rewards', marks=slow),
     pytest.param('one', 2, 'divergence', marks=slow),
-    pytest.param('one', 4, 'divergence', marks=slow),
+    ('one', 4, 'divergence'),
     pytest.param('one', 8, 'divergence', marks=slow),
     pytest.param('two', 1, 'divergence', marks=slow),
     pytest.param('two', 2, 'divergence', marks=slow),
