@@ -213,7 +213,10 @@ def test_the_teachers_analysis_is_drawn_and_paid_for(tmp_path):
       + ['rollout.questions=4', 'rollout.per_question=4'],
       'weigh.micro is 8; it must be above 1, where every sample weighs 1, and divide the 4 samples',
     ),
-    (['views.analysis={attempt}'], r'views.analysis shows \{attempt\}, but it is written before any rollout'),
+    (
+      ['views.analysis={attempt}', 'views.analysis_tokens=4'],
+      r'views.analysis shows \{attempt\}, but it is written before any rollout',
+    ),
     (['source.kind=solutions', 'weigh.kind=renio'], "weigh.source is 'sampler', but source.kind is 'solu"),
     (['source.kind=solutions', 'objective.support=sampled'], "objective.support is 'sampled', an estimate"),
     (['source.kind=teacher', 'objective.correction=token'], "objective.correction is 'token', which needs"),
