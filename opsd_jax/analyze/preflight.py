@@ -20,7 +20,7 @@ from opsd_jax.models import lora, model
 from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Problem, Prompts, length_mask
 from opsd_jax.rollout.config import DecodeConfig, RolloutConfig
-from opsd_jax.rollout.slots import halves
+from opsd_jax.rollout.slots import halves, slots_of
 from opsd_jax.text.tokenizer import Message, Tokenizer
 
 _LEAK = 4  # shorter texts, such as a one-digit answer, stand in a question by chance
@@ -216,7 +216,7 @@ def layout_warnings(mesh: jax.sharding.Mesh, rollout: RolloutConfig) -> list[str
 def _slot_warnings(parts: int, rollout: RolloutConfig) -> list[str]:
   """Of slots that are split into `parts` groups."""
   slots, rows = rollout.decode.slots, rollout.questions * rollout.per_question
-  each, found = -(-min(slots, rows) // parts), []
+  each, found = slots_of(slots, rows, parts) // parts, []
   if slots >= rows:
     found.append(
       f'layout: rollout.decode.slots is {slots}, but an update has {rows} rollouts: no slot is ever filled '

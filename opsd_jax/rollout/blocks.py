@@ -154,7 +154,7 @@ def _by_columns(vocabulary: Vocabulary, hidden: jax.Array, rows: jax.Array, scal
   """`_summary` of the logits of whole blocks [N·128, D], computed as [N, 128, B].
 
   A CPU then adds and compares whole vectors of rows; with a block's ids side by side it would have to
-  shuffle inside of each. At 64 rows and 160 wide that takes a fifth off reading the vocabulary.
+  shuffle inside of each.
   """
   logits = jnp.einsum('vd,bd->vb', rows.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
   logits = soft_cap(logits, vocabulary.softcap).reshape(rows.shape[0] // BLOCK, BLOCK, hidden.shape[0])
