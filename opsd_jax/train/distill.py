@@ -111,16 +111,17 @@ def _make_update(
   score_initial = jax.jit(functools.partial(scoring.score_tokens, spec, setup.objective, vocab))
   rollouts = source(setup)
   compares, weigh = setup.objective.estimator != 'nll', samples.make_weigher(setup, score)
+  shows = compares or setup.source.kind == 'teacher'  # whether a teacher is asked at all
 
   def update(weights: state.TrainState, number: int):
     began = time.monotonic()
     problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
-    seen = views.teacher_batch(setup.views, problems, setup.tokenizer)
+    seen = views.teacher_batch(setup.views, problems, setup.tokenizer) if shows else ()
     student, average = complete(weights.params), complete(weights.teacher)
     teacher = teachers.params_for(setup.teacher, initial, average, student, external)
     judge, written = functools.partial(grade, setup, problems), ledger.Ledger()
-    if setup.views.analysis and (compares or setup.source.kind == 'teacher'):
+    if setup.views.analysis and shows:
       seen, written = sources.analysed(setup, taught_by, teacher, problems, number, worn(setup))
       seen = (seen,)
     drawn = draw(setup, rollouts, student, teacher, prompts, seen, problems, judge, number)
