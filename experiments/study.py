@@ -201,6 +201,7 @@ def _evaluate(
   for v in (*verdicts, *asked):
     spent += ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel(), adapters)
   row = _row(measured, setup) | {
+    'levels': accuracy.by_level(setup.splits.test, verdicts[0].correct),
     'retention': others,
     'updates': updates,
     'spent': dataclasses.asdict(spent),

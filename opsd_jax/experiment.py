@@ -404,7 +404,10 @@ def build(experiment: Experiment) -> Setup:
   e, tokenizer = experiment, text_room.make_tokenizer(experiment.tokenizer)
   others = retention.open_sets(e.evaluate, e.views, e.grade, tokenizer)
   benchmarks = retention.with_benchmarks(against.load_benchmarks(e.data.contamination), others)
-  cleaned = cleaning.clean(source.load(e.data), e.data, benchmarks)
+  loaded = source.load(e.data)
+  own = source.other_task(e.data, loaded.test)
+  others += retention.own_sets(own, e.evaluate, e.views, e.grade, tokenizer)
+  cleaned = cleaning.clean(loaded, e.data, benchmarks)
   splits, dropped, origin = _fitting(experiment, cleaned.splits)
   dropped['train'] = {**cleaned.report.left_out, **dropped['train']}
   for setting, rows in _needed(experiment).items():

@@ -3,9 +3,13 @@
 `3+*-` means 3, next, double, previous: 4, 8, 7. The worked solution is `3+4,4*8,8-7,=7`, the bare
 running values (the reference that a teacher may see) are `487`. A student with the misconception
 believes that `*` gives 2v + 1.
+
+In the dialect, which a leading comma marks, `*` does give 2v + 1: an ability that correcting the
+misconception must leave alone.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +18,9 @@ from opsd_jax.config import require
 from opsd_jax.records import Example, Problem
 
 _DRAWN = 4096
+_DIALECT = ','  # in front of the start digit
 OPERATIONS = {'+': lambda v: (v + 1) % 10, '-': lambda v: (v - 1) % 10, '*': lambda v: 2 * v % 10}
+_MISTAKEN = {**OPERATIONS, '*': lambda v: (2 * v + 1) % 10}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,8 @@ class ChainsConfig:
     seed: which chains; the same for every run, so that runs share their test set.
     misconception: probability that a cold-start student row takes `*` for 2v + 1.
     slip: probability that a step of such a row gives a random digit.
+    dialect: share of the cold start's rows under the student's view that are in the dialect, solved right. The
+      test chains are then asked in it, too, as `evaluate.retention`.
   """
 
   steps: int = 8
@@ -40,6 +48,7 @@ class ChainsConfig:
   seed: int = 0
   misconception: float = 0.65
   slip: float = 0.05
+  dialect: float = 0.0
 
 
 def validate(config: ChainsConfig) -> None:
@@ -63,7 +72,7 @@ def validate(config: ChainsConfig) -> None:
     f'{"" if config.shortest is None else f" with as many of {shortest} steps"}; ask for at most '
     f'{exist // 2}, or raise data.chains.steps.',
   )
-  for field in ('misconception', 'slip'):
+  for field in ('misconception', 'slip', 'dialect'):
     value = getattr(config, field)
     require(0 <= value <= 1, f'data.chains.{field} is {value}; a probability lies in 0..1.')
 
@@ -85,18 +94,30 @@ def draw_problems(config: ChainsConfig) -> list[Problem]:
 
 
 def make_problem(text: str) -> Problem:
-  """The problem of a chain such as `3+*-`."""
-  values = [int(text[0])]
-  for operation in text[1:]:
-    values.append(OPERATIONS[operation](values[-1]))
+  """The problem of a chain such as `3+*-`, or of one in the dialect, such as `,3+*-`."""
+  chain = text.removeprefix(_DIALECT)
+  rules = OPERATIONS if chain == text else _MISTAKEN
+  values = [int(chain[0])]
+  for operation in chain[1:]:
+    values.append(rules[operation](values[-1]))
   return Problem(
     id=f'chain/{text}',
     problem=text,
-    solution=spell(text, values),
+    solution=spell(chain, values),
     answer=str(values[-1]),
     source='chains',
     meta={'reference': ''.join(map(str, values[1:]))},
   )
+
+
+def in_dialect(problem: Problem) -> Problem:
+  """The same chain in the dialect."""
+  return make_problem(_DIALECT + problem.problem)
+
+
+def level(problem: Problem) -> str:
+  """How hard a chain is: its number of operations."""
+  return str(len(problem.problem.removeprefix(_DIALECT)) - 1)
 
 
 def spell(text: str, values: Sequence[int]) -> str:
@@ -109,9 +130,8 @@ def misconceived_solution(text: str, config: ChainsConfig, rng: np.random.Genera
   """A worked solution with the misconception and the slips; later steps go on from a wrong value."""
   values = [int(text[0])]
   for operation in text[1:]:
-    value = OPERATIONS[operation](values[-1])
-    if operation == '*' and rng.random() < config.misconception:
-      value = (2 * values[-1] + 1) % 10
+    mistaken = operation == '*' and rng.random() < config.misconception
+    value = (_MISTAKEN if mistaken else OPERATIONS)[operation](values[-1])
     if rng.random() < config.slip:
       value = int(rng.integers(10))
     values.append(value)
@@ -121,10 +141,15 @@ def misconceived_solution(text: str, config: ChainsConfig, rng: np.random.Genera
 def cold_start_examples(
   problems: Sequence[Problem], teacher_rows: int, config: ChainsConfig, rng: np.random.Generator
 ) -> list[Example]:
-  """Clean solutions under the teacher's view for the first rows, misconceived ones under the student's."""
+  """Clean solutions under the teacher's view for the first rows, misconceived ones under the student's.
+
+  The last rows are those in the dialect.
+  """
+  spoken = len(problems) - math.floor(config.dialect * (len(problems) - teacher_rows))
+  asked = [p if row < spoken else in_dialect(p) for row, p in enumerate(problems)]
   return [
     Example(p, 'teacher', p.solution)
     if row < teacher_rows
-    else Example(p, 'student', misconceived_solution(p.problem, config, rng))
-    for row, p in enumerate(problems)
+    else Example(p, 'student', misconceived_solution(p.problem, config, rng) if row < spoken else p.solution)
+    for row, p in enumerate(asked)
   ]

@@ -69,6 +69,18 @@ def _require_folder(config: DataConfig) -> None:
   )
 
 
+def other_task(config: DataConfig, problems: Sequence[Problem]) -> dict[str, tuple[Problem, ...]]:
+  """Problems of what a cold start on these data also teaches, by its name; empty where that is nothing."""
+  if config.source != 'chains' or not config.chains.dialect:
+    return {}
+  return {'dialect': tuple(map(digit_chains.in_dialect, problems))}
+
+
+def level(problem: Problem) -> str | None:
+  """How hard a problem is said to be: its field `level`, or the number of operations of a digit chain."""
+  return digit_chains.level(problem) if problem.source == 'chains' else problem.meta.get('level')
+
+
 def open_problems(config: DataConfig, split: str) -> index.Subset:
   """All problems of one split of files or of a prepared data set, each read when it is asked for.
 

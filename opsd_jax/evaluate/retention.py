@@ -81,6 +81,31 @@ def _make(
   return RetentionSet(loaded.name, problems, loaded.digest, worded, mark)
 
 
+def own_sets(
+  others: Mapping[str, Sequence[Problem]],
+  config: EvaluateConfig,
+  run: ViewsConfig,
+  grade: GradeConfig,
+  tokenizer: Tokenizer,
+) -> tuple[RetentionSet, ...]:
+  """Sets of what the data themselves teach beside what is trained, asked in the run's own words.
+
+  Raises:
+    ConfigError: a prompt does not fit its width.
+  """
+  for problems in others.values():
+    views.student_batch(run, problems, tokenizer)
+
+  def mark(asked: Sequence[Problem], completions: Sequence[str]) -> Graded:
+    return grading.grade(completions, [p.answer for p in asked], grade)
+
+  count = config.retention.problems
+  return tuple(
+    RetentionSet(name, tuple(problems[:count]), f'{name}: {len(problems)}', run, mark)
+    for name, problems in others.items()
+  )
+
+
 def with_benchmarks(
   benchmarks: Mapping[str, Sequence[Problem]], sets: Sequence[RetentionSet]
 ) -> dict[str, Sequence[Problem]]:
