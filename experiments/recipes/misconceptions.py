@@ -48,7 +48,11 @@ _TEACHER = (
   'teacher.model.mlp_dim=480',
 )
 _LARGER = (*_TEACHER, 'views.teacher={problem}=:')
-_TOPK = ('objective.estimator=reward_topk', 'objective.divergence=reverse_kl', 'objective.support=student_topk')
+_TOPK = (
+  'objective.estimator=reward_topk',
+  'objective.divergence=reverse_kl',
+  'objective.support=student_topk',
+)
 _TOPK = (*_TOPK, 'objective.k=4')
 _ARMS = {
   'no_privilege': (_PLAIN,),
@@ -91,7 +95,10 @@ def get_experiment() -> Experiment:
     ),
     loop=LoopConfig(updates=100, evaluate_every=10, show_every=0),
     evaluate=EvaluateConfig(
-      samples=4, sampling=SamplingConfig(max_tokens=40), batch=200, retention=RetentionConfig(problems=200, samples=1)
+      samples=4,
+      sampling=SamplingConfig(max_tokens=40),
+      batch=200,
+      retention=RetentionConfig(problems=200, samples=1),
     ),
     checkpoint=CheckpointConfig(every=50),
     controls=tuple(Control(name, overrides) for name, overrides in _ARMS.items()),

@@ -66,6 +66,10 @@ class Run:
     """The arms that roll out: all but the cold start."""
     return [arm for name, arm in self.arms.items() if name != 'cold_start']
 
+  def folder_of(self, name: str) -> str:
+    """Where an arm's training is."""
+    return dict(_arm_folders(self.folder, self.config))[name]
+
   @property
   def missing(self) -> list[str]:
     """Sentences on what is not there (yet)."""
@@ -117,7 +121,7 @@ def _arm_folders(folder: str, config: Row) -> Iterator[tuple[str, str]]:
 
 
 def _read_arm(name: str, folder: str, labels: Mapping[str, str]) -> Arm:
-  metrics = _read_metrics(os.path.join(folder, 'metrics.jsonl'))
+  metrics = read_metrics(os.path.join(folder, 'metrics.jsonl'))
   failure = _read_json(os.path.join(folder, 'failure.json'))
   if failure and metrics and metrics[-1]['step'] > failure['update']:
     failure = None  # It was continued and got past that.
@@ -125,8 +129,8 @@ def _read_arm(name: str, folder: str, labels: Mapping[str, str]) -> Arm:
   return Arm(name, label(name, labels), metrics, rollouts, failure)
 
 
-def _read_metrics(path: str) -> list[Row]:
-  """[] where there is no file (yet)."""
+def read_metrics(path: str) -> list[Row]:
+  """One row an update; [] where there is no file (yet)."""
   try:
     return jsonlines.read(path)
   except FileNotFoundError:

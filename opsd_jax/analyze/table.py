@@ -106,8 +106,13 @@ def markdown_seeds_table(results: Sequence[Mapping[str, Any]], labels: Labels = 
   for result, run in zip(results, runs, strict=True):
     rows.append([str(result.get('seed', NONE)), *(_pair(run.get(name)) for name in arms)])
   rows.append(['**smallest margin of OPSD**', *(_margins(runs, name) for name in arms)])
+  return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+  """Cells as a Markdown table, the header first."""
   lines = ['| ' + ' | '.join(cell.replace('|', r'\|') for cell in row) + ' |' for row in rows]
-  return '\n'.join([lines[0], '|---|' + '---:|' * len(arms), *lines[1:]])
+  return '\n'.join([lines[0], '|---|' + '---:|' * (len(rows[0]) - 1), *lines[1:]])
 
 
 def _pair(arm: Mapping[str, Any] | None) -> str:
