@@ -7,7 +7,6 @@ Each seed has a folder of its own and continues if it was stopped; results.json 
 shows their means with curves. A seed in --set is replaced by those of --seeds.
 """
 
-import dataclasses
 import os
 
 from absl import flags

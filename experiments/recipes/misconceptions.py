@@ -13,7 +13,7 @@ dialect. Every arm starts from the same base and spends as many completion token
   opd_sampled               the larger teacher, reverse KL of the sampled token alone
   opd_topk                  the larger teacher, rewards on the student's top 4 (arXiv 2604.13016)
   opd_unaligned             the same, the teacher asked in the student's template
-  cold_start_opd            the same after imitating the teacher's right rollouts, on a third of the tokens more
+  cold_start_opd            opd_topk after imitating the teacher's right rollouts, a third of the tokens more
   sft                       cross-entropy on the data's solutions
   off_policy                forward KL on the rollouts of OPSD's teacher
   gkd                       half of the updates on solutions, half on rollouts, JSD to the larger teacher

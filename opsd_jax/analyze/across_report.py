@@ -31,9 +31,10 @@ def write(folder: str | os.PathLike, found: Sequence[Run], target: float) -> str
 
 
 NOTE = (
-  'Means over seeds ± half of the 95 % interval (Student’s t over seeds). Tokens are those that were drawn or '
-  'given as completions, scored ones those that the student read for its loss, a teacher, or the weights of '
-  'samples; what an arm’s warm start and its controller took is in them, the cold start that all share is not.'
+  'Means over seeds ± half of the 95 % interval (Student’s t over seeds). Tokens are those that were drawn '
+  'or given as completions, scored ones those that the student read for its loss, a teacher, or the weights '
+  'of samples; what an arm’s warm start and its controller took is in them, the cold start that all share is '
+  'not.'
 )
 
 

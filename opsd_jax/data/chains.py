@@ -36,8 +36,8 @@ class ChainsConfig:
     seed: which chains; the same for every run, so that runs share their test set.
     misconception: probability that a cold-start student row takes `*` for 2v + 1.
     slip: probability that a step of such a row gives a random digit.
-    dialect: share of the cold start's rows under the student's view that are in the dialect, solved right. The
-      test chains are then asked in it, too, as `evaluate.retention`.
+    dialect: share of the cold start's rows under the student's view that are in the dialect, solved right.
+      The test chains are then asked in it, too, as `evaluate.retention`.
   """
 
   steps: int = 8

@@ -179,3 +179,27 @@ def test_half_of_all_chains_may_be_asked_for():
   config = ChainsConfig(steps=2, train=43, validation=1, test=1)
   chains.validate(config)
   assert len(chains.draw_problems(config)) == 45
+
+
+@settings(max_examples=50)
+@given(CHAINS)
+def test_in_the_dialect_a_star_is_what_the_misconception_takes_it_for(text):
+  values = [text[0]]
+  for operation in text[1:]:
+    values.append((TABLES | {'*': MISTAKEN})[operation][int(values[-1])])
+  spoken = chains.in_dialect(chains.make_problem(text))
+  steps, last = read_steps(spoken.solution)
+  assert (spoken.problem, spoken.id) == (f',{text}', f'chain/,{text}')
+  assert steps == list(zip(values, text[1:], values[1:]))
+  assert (last, spoken.answer) == (f'={values[-1]}', values[-1])
+  assert chains.level(spoken) == chains.level(chains.make_problem(text)) == str(len(text) - 1)
+
+
+def test_the_last_rows_of_a_cold_start_are_in_the_dialect_and_right():
+  config = ChainsConfig(misconception=1, slip=0, dialect=0.5)
+  problems = [chains.make_problem(f'{digit}**') for digit in range(10)]
+  examples = chains.cold_start_examples(problems, 4, config, np.random.default_rng(0))
+  assert [e.problem.problem for e in examples] == [f'{d}**' for d in range(7)] + [',7**', ',8**', ',9**']
+  assert [e.role for e in examples] == ['teacher'] * 4 + ['student'] * 6
+  assert [e.completion for e in examples[7:]] == ['7*5,5*1,=1', '8*7,7*5,=5', '9*9,9*9,=9']
+  assert examples[4].completion == '4*9,9*9,=9'  # the misconception
