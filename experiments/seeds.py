@@ -1,7 +1,7 @@
 """Runs an experiment once a seed, and tabulates the seeds and their means.
 
   python -m experiments.seeds --experiment=quickstart --seeds=0,1,2,3,4 --workdir=runs/quickstart-seeds
-  python -m experiments.seeds --experiment=misconceptions --vary_data --jobs=2 --workdir=runs/recipes
+  python -m experiments.seeds --experiment=misconceptions --vary_data --workdir=runs/recipes
 
 Each seed has a folder of its own and continues if it was stopped; results.json holds them all, report.html
 shows their means with curves. A seed in --set is replaced by those of --seeds.
@@ -11,8 +11,9 @@ import os
 
 from absl import flags
 
-from experiments import common, side_by_side, study
+from experiments import common, study
 from opsd_jax.analyze import across, across_report, table
+from opsd_jax.analyze.report import write_report
 from opsd_jax.config import require
 from opsd_jax.experiment import Experiment, build
 from opsd_jax.files import write_json
@@ -23,7 +24,6 @@ _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds, separated
 _VARY_DATA = flags.DEFINE_bool(
   'vary_data', False, 'Every seed has problems of its own, for training and for the final table.'
 )
-_JOBS = flags.DEFINE_integer('jobs', 1, 'Seeds that run side by side, each in a process of its own; on CPUs.')
 _TARGET = flags.DEFINE_float('target', 0.8, 'Validation accuracy whose cost in tokens and FLOPs is told.')
 
 
@@ -31,14 +31,16 @@ def main(experiment: Experiment) -> None:
   """Runs every seed, then prints the tables."""
   seeded = [common.with_settings(experiment, _settings(seed)) for seed in dict.fromkeys(_SEEDS.value)]
   require(bool(seeded), '--seeds is empty; name some, such as --seeds=0,1,2.')
-  require(_JOBS.value > 0, f'--jobs is {_JOBS.value}; it must be positive.')
   require(0 < _TARGET.value <= 1, f'--target is {_TARGET.value}; it must lie in (0, 1].')
-  for each in seeded:
-    build(each)  # what fails here fails before any of them is trained
+  setups = [build(each) for each in seeded]  # what fails here fails before any of them is trained
   study.check_sampler(experiment)
   root = common.claim_workdir(_WORKDIR.value, common.with_settings(experiment, _settings('0')))
   folders = [os.path.join(root, f'seed_{each.seed}') for each in seeded]
-  results = side_by_side.run(seeded, folders, _JOBS.value)
+  results = []
+  for each, setup, folder in zip(seeded, setups, folders, strict=True):
+    workdir = common.claim_workdir(folder, each, setup.origin)
+    results.append(study.run(each, setup, workdir))
+    write_report(workdir)
   found = across.read(folders)
   summary = across.summarise(found, _TARGET.value)
   means = {'target': _TARGET.value, 'mean': across_report.plain(summary)}
