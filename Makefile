@@ -36,6 +36,17 @@ quickstart-seeds: .venv/.base ## the same with five seeds, for error bars
 	$(PY) -m experiments.seeds --experiment=quickstart --seeds=0,1,2,3,4 \
 	  --workdir=runs/quickstart-seeds $(ARGS)
 
+# Every seed compiles the same programs: the first one writes them down for the others.
+recipes recipes-grades: export JAX_COMPILATION_CACHE_DIR := $(or $(JAX_COMPILATION_CACHE_DIR),$(CURDIR)/runs/compiled)
+recipes: .venv/.base ## compare every method on one task with five seeds, into runs/recipes (an hour)
+	$(PY) -m experiments.seeds --experiment=misconceptions --vary_data --workdir=runs/recipes $(ARGS)
+
+recipes-grades: .venv/.base ## four of them where the misconception is rarer and more common
+	for share in 0.35 0.95; do \
+	  $(PY) -m experiments.seeds --experiment=misconceptions_graded --vary_data --seeds=0,1,2 \
+	    --set=data.chains.misconception=$$share --workdir=runs/recipes-grades/$$share $(ARGS) || exit 1; \
+	done
+
 # What is timed beside ours has environments of its own, unless the flags name other peers, or none.
 bench: .venv/.base $(if $(findstring --peers,$(ARGS))$(findstring --smoke,$(ARGS)),,bench-peers) ## time rollouts and a step beside other programs, into runs/bench; ARGS=--peers= for ours alone
 	$(PY) -m experiments.bench --workdir=runs/bench $(ARGS)
@@ -168,5 +179,5 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help quickstart quickstart-seeds bench bench-peers bench-kernel bench-tpu bench-tpu-decode bench-gpu \
+.PHONY: help quickstart quickstart-seeds recipes recipes-grades bench bench-peers bench-kernel bench-tpu bench-tpu-decode bench-gpu \
   bench-grading test test-all test-gpu-kernels test-reference lint check clean

@@ -48,6 +48,13 @@ def pytest_collection_modifyitems(items):
       item.add_marker(skip)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _forgotten():
+  """Programs of a file are of no use to the next one, and thousands of them fill the memory."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def data_root() -> pathlib.Path:
   """The folder of data sets and tokenizers that are not part of the repository, else skips."""

@@ -65,7 +65,7 @@ def expected(seed=0):
 
 @pytest.mark.parametrize('size', [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 5, 99])
 def test_any_number_of_slots(size):
-  for seed in range(3):
+  for seed in range(2):
     assert_close(sampled(size, seed=seed).rollout, expected(seed))
 
 

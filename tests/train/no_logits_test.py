@@ -80,9 +80,11 @@ def sizes(text):
   ('kind', 'choices'),
   [
     ('frozen', dict(entry_clip_max=0.05)),
-    ('ema', dict(divergence='jsd')),
+    pytest.param('ema', dict(divergence='jsd'), marks=pytest.mark.slow),
     ('live', dict(divergence='reverse_kl', support='student_topk', k=8)),
-    ('frozen', dict(divergence='jsd', support='teacher_topk', k=8, tail='bucket')),
+    pytest.param(
+      'frozen', dict(divergence='jsd', support='teacher_topk', k=8, tail='bucket'), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_the_compiled_update_holds_a_tile_of_logits(kind, choices):
