@@ -9,8 +9,8 @@ worse. Every recipe here is run so:
 
 Models are Hugging Face folders. The problems are DeepMath-103K of level 6 and above: give a file of those,
 nothing here filters by level. The published measure is `experiments.evaluate --protocol=effopd`.
-Plain distillation, for comparison: --set=controller.kind=none; AlphaOPD: --set=controller.kind=fixed, whose
-published factor is not known to us.
+Plain distillation, for comparison: --set=controller.kind=none. AlphaOPD is not reproduced; in its place
+weights can be extrapolated unasked: --set=controller.kind=fixed (`train/extrapolation.py` says why).
 
 Where the sources leave a choice:
   - a candidate is accepted if it is no worse (the paper); the code asks for better:

@@ -21,6 +21,10 @@ Where the sources leave a choice:
   - tokens are averaged over the whole batch; the code weighs micro-batches by their number of sequences;
   - the prompt asks for a box (one pair of braces; the published file has two). DAPO's own wrapper, which asks
     for a last line Answer:, is taken off.
+
+The published code reads the rollouts with the student without gradient first, for its ids, once more for the
+teacher's ids where the support has them, and then with gradient, at the same weights each time. Here the one
+pass with gradient brings ids and log-ratios, held constant (`tests/train/step_order_topk_test.py`).
 """
 
 from opsd_jax.checkpoint.config import CheckpointConfig

@@ -8,6 +8,8 @@ from opsd_jax.config import ConfigError, require, require_choice
 from opsd_jax.distill.config import ObjectiveConfig
 from opsd_jax.distill.packing import PACKINGS, Packing
 from opsd_jax.distill.weigh_config import WeighConfig
+from opsd_jax.train import rejection
+from opsd_jax.train.rejection import RejectConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,8 @@ class SourceConfig:
       arXiv 2306.13649): a coin an update, counted by (seed, update).
     completion: template of a solution's text; an EOS follows it.
     keep: `correct` leaves the teacher's wrong rollouts out of the loss (rejection), `all` does not.
-    attempts: times that a rollout is drawn at most before it is left out, with `correct`.
+    attempts: times that a rollout is drawn at most before it is left out, with `correct` or `reject`.
+    reject: other rules by which the teacher's rollouts are left out, whether they are right or not.
   """
 
   kind: Literal['student', 'solutions', 'teacher'] = 'student'
@@ -77,6 +80,12 @@ class SourceConfig:
   completion: str = '{solution}'
   keep: Literal['all', 'correct'] = 'all'
   attempts: int = 1
+  reject: RejectConfig = RejectConfig()
+
+  @property
+  def rejects(self) -> bool:
+    """Whether any rollout may be left out."""
+    return self.keep != 'all' or bool(rejection.asked(self.reject))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,10 +233,17 @@ def validate_source(config: SourceConfig, name: str = 'source') -> None:
     config.keep == 'all' or config.kind == 'teacher',
     f"{name}.keep is 'correct', but {name}.kind is {config.kind!r}; only a teacher's rollouts are rejected.",
   )
+  require(
+    config.reject == RejectConfig() or config.kind == 'teacher',
+    f'{name}.reject is set, but {name}.kind is {config.kind!r}; only rollouts of a teacher are rejected. Set '
+    f'{name}.kind=teacher, or leave the rules out.',
+  )
+  rejection.validate(config.reject, f'{name}.reject')
   require(config.attempts > 0, f'{name}.attempts is {config.attempts}; it must be positive.')
   require(
-    config.attempts == 1 or config.keep == 'correct',
-    f'{name}.attempts is {config.attempts}, but no rollout is rejected; set {name}.keep=correct.',
+    config.attempts == 1 or config.rejects,
+    f'{name}.attempts is {config.attempts}, but no rollout is rejected; set {name}.keep=correct or a rule '
+    f'of {name}.reject.',
   )
 
 

@@ -169,7 +169,8 @@ def _make_update(
       metrics.pop('logp_gap', None)  # of a student's sampler, which drew nothing
     if setup.source.kind != 'student':
       metrics['own_rollouts'] = int(drawn.own)
-    if setup.source.keep != 'all' or privilege.used(setup.views.teacher):
+    metrics |= {f'rejected_{name}': count for name, count in drawn.rejected.items()}
+    if setup.source.rejects or privilege.used(setup.views.teacher):
       metrics['rows_scored'] = float((sampled.length > 0).mean())
     return weights, loop.Outcome(metrics, spent, bool(report.stepped), seconds)
 

@@ -2,7 +2,7 @@
 
 EffOPD (arXiv 2605.11739, section 4.1) goes on along Δ = W - A, from the anchor A through the weights W of
 this update: it asks W + 2kΔ for k = 1, 2, ... the same few questions and takes the last that answers them no
-worse than the one before. AlphaOPD, its baseline, goes on without asking.
+worse than the one before. AlphaOPD, its baseline (of arXiv 2510.00553), goes on without asking.
 
 Axis letters: L layers, r rank.
 """
@@ -31,8 +31,13 @@ class ControllerConfig:
   factors, begin anew.
 
   Attributes:
-    kind: `none`; `effopd`: candidates W + 2kΔ, accepted by asking; `fixed`: W + factor·Δ, taken unasked (the
-      plain form of AlphaOPD, whose published predictor fits a line to the first singular vectors).
+    kind: `none`; `effopd`: candidates W + 2kΔ, accepted by asking; `fixed`: W + factor·Δ, taken unasked. This
+      stands in AlphaOPD's place and is not its predictor, which is not reproduced: that regresses the first
+      left singular vector of every matrix's update, times its value, on the benchmark accuracies of early
+      checkpoints (partial least squares, one component) and inverts the fit at an accuracy set by hand. Which
+      checkpoints and which accuracy it had in distillation is not known, and the released script
+      (AlphaRLBuildPerdictModel.py) reads factors that it never loads. Its numbers cannot be expected of
+      `fixed`.
     at: updates after which it happens; empty for 1, 2, 4, 8, ... (as published).
     candidates: largest k.
     accept: a candidate's accuracy must be `at_least` the last accepted one (the paper), or `above` it (the

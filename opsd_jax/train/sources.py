@@ -4,8 +4,10 @@ GKD mixes them update by update (arXiv 2306.13649, algorithm 1). Whoever wrote a
 `Rollout`: its ids are what is scored.
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -19,7 +21,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Example, Graded, Problem, Prompts, Rollout, Sampled
 from opsd_jax.rollout import decode
 from opsd_jax.text.tokenizer import Tokenizer
-from opsd_jax.train import cold_start, ledger
+from opsd_jax.train import cold_start, ledger, rejection
 from opsd_jax.train.config import SourceConfig
 from opsd_jax.train.setup import Setup
 
@@ -36,11 +38,13 @@ class Drawn(NamedTuple):
     rollout: [B, T] on the host; a completion that is left out has length 0.
     spent: by whoever sampled.
     own: whether the student did.
+    rejected: how many were drawn and rejected, for each reason that was asked about.
   """
 
   rollout: Rollout
   spent: ledger.Ledger
   own: bool
+  rejected: Mapping[str, int] = MappingProxyType({})
 
 
 def takes_own(config: SourceConfig, seed: int, number: int) -> bool:
@@ -132,9 +136,9 @@ def of_teacher(
   judge: Callable[[Rollout], Graded],
   adapters: int = 0,
 ) -> Drawn:
-  """The teacher's rollouts under its view; with `source.keep=correct` wrong ones are drawn again.
+  """The teacher's rollouts under its view; what `source.keep` or `source.reject` rejects is drawn again.
 
-  Those that stay wrong have length 0. What was rejected is paid for all the same.
+  Those that stay rejected have length 0. What was rejected is paid for all the same.
 
   Args:
     setup: of the run.
@@ -146,20 +150,36 @@ def of_teacher(
     adapters: number of weights in the teacher's adapters.
   """
   config, most = setup.source, setup.rollout.sampling.max_tokens
-  rollout, right, spent = None, np.zeros(len(seen.length) * setup.rollout.per_question, bool), ledger.Ledger()
+  rollout, kept, spent = None, np.zeros(len(seen.length) * setup.rollout.per_question, bool), ledger.Ledger()
+  rejected = collections.Counter()
   for attempt in range(config.attempts):
-    budgets = np.where(right, 0, most) if attempt else None
+    budgets = np.where(kept, 0, most) if attempt else None
     drawn = sample(setup, spec, params, seen, number, attempt=attempt, max_tokens=budgets)
     computed = ledger.sampled_positions(seen, drawn)
     spent += ledger.rollout_entry(spec, seen.length, drawn.rollout.length, adapters, computed)
-    rollout = drawn.rollout if rollout is None else _where(right, rollout, drawn.rollout)
-    if config.keep == 'correct':
-      right = judge(rollout).correct
-    if config.keep == 'all' or right.all():
+    rollout = drawn.rollout if rollout is None else _where(kept, rollout, drawn.rollout)
+    reasons = _reasons(setup, rollout, judge)
+    rejected.update(reasons)
+    kept = np.array([reason is None for reason in reasons])
+    if kept.all():
       break
-  kept = rollout.length if config.keep == 'all' else np.where(right, rollout.length, 0)
   version = np.full_like(rollout.policy_version, NOT_THE_STUDENT)
-  return Drawn(rollout.replace(length=np.int32(kept), policy_version=version), spent, own=False)
+  rollout = rollout.replace(length=np.int32(np.where(kept, rollout.length, 0)), policy_version=version)
+  asked = [*rejection.asked(config.reject), *(['wrong'] if config.keep == 'correct' else [])]
+  return Drawn(rollout, spent, own=False, rejected={name: rejected[name] for name in asked})
+
+
+def _reasons(setup: Setup, rollout: Rollout, judge: Callable[[Rollout], Graded]) -> list[str | None]:
+  """Why each row is rejected, or None: a rule of `source.reject`, or else that it is wrong."""
+  config, rows = setup.source, len(rollout.length)
+  found = [None] * rows
+  if rejection.asked(config.reject):
+    texts = decode_rollout(rollout, setup.tokenizer)
+    found = [
+      rejection.reason(config.reject, *row) for row in zip(texts, rollout.stopped.tolist(), strict=True)
+    ]
+  right = judge(rollout).correct if config.keep == 'correct' else [True] * rows
+  return [reason or (None if ok else 'wrong') for reason, ok in zip(found, right, strict=True)]
 
 
 def analysed(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import common, recipes
-from experiments.recipes import effopd, opsd_more, renio, rethinking_opd
+from experiments.recipes import effopd, opsd_more, renio, rethinking_opd, rethinking_opd_more
 from opsd_jax import config as configs
 from opsd_jax.config import ConfigError
 from opsd_jax.data.schemas import NAMED
@@ -265,11 +265,73 @@ PAIRS = {  # sections 3.1, 3.2 and 5.1
 }
 
 
-@pytest.mark.parametrize('name', PAIRS)
+JUSTRL = named(R1_1P5B, 'hbx/JustRL-DeepSeek-1.5B')
+REVERSE = {'about .54 to .32 - .34 over 600 steps': {'loop.updates': 600}}
+ASKS_FOR_A_LINE = (
+  'Solve the following math problem step by step. The last line of your response should be of the form '
+  'Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n{problem}\n\nRemember '
+  'to put your answer on its own line after "Answer:".'
+)
+DAPO_PROMPT = {'DAPO original': {'views.student': ASKS_FOR_A_LINE, 'views.teacher': ASKS_FOR_A_LINE}}
+DEEPMATH = {
+  'DeepMath_deduped 14,116 rows / 64': {'loop.updates': 14_116 // 64},
+  'verl format': {f'data.fields.{k}': v for k, v in configs.flatten(NAMED['deepmath_verl']).items()},
+}
+COLD_START = {
+  'teacher answers 200K prompts; 64 x 4 of ours an update': {'warm_start.updates': 782},
+  'teacher rollouts, <=3 attempts per rollout': {
+    'warm_start.source.kind': 'teacher',
+    'warm_start.source.attempts': 3,
+  },
+  'no verdict': {'warm_start.source.keep': 'all'},
+  'drop truncated': {'warm_start.source.reject.truncated': True},
+  'needs \\boxed': {'warm_start.source.reject.lacking': '\\boxed'},
+  'any line of >=20 chars occurs >=5x': {
+    'warm_start.source.reject.line_chars': 20,
+    'warm_start.source.reject.line_times': 5,
+  },
+  'any 100-char window (stride 10) occurs >=3x': {
+    'warm_start.source.reject.window_chars': 100,
+    'warm_start.source.reject.window_stride': 10,
+    'warm_start.source.reject.window_times': 3,
+  },
+  'text >5000 chars: a 50-char block repeats 3x consecutively': {
+    'warm_start.source.reject.block_above': 5000,
+    'warm_start.source.reject.block_chars': 50,
+    'warm_start.source.reject.block_times': 3,
+  },
+  'LR 1e-5 cosine, warmup ratio .05, epochs 1': {
+    'warm_start.optimizer.learning_rate': 1e-5,
+    'warm_start.optimizer.schedule': 'cosine',
+    'warm_start.optimizer.warmup_updates': 40,
+    'warm_start.optimizer.decay_updates': 782,
+  },
+  'defaults: AdamW .9/.999, wd 0, clip 1.0': {
+    'warm_start.optimizer.beta1': 0.9,
+    'warm_start.optimizer.beta2': 0.999,
+    'warm_start.optimizer.weight_decay': 0.0,
+    'warm_start.optimizer.clip_norm': 1.0,
+  },
+}
+BASE = named(SMALL, 'Qwen/Qwen3-1.7B-Base')
+MORE = {  # sections 3.2, 3.3, 4.1, 5.1 and 5.2: student, teacher, and what the section says besides
+  'rethinking_opd_qwen3_1p7b_rl': (SMALL, named(LARGE, 'Keven16/Qwen3-4B-Non-Thinking-RL-Math-Step500'), {}),
+  'rethinking_opd_r1_1p5b_justrl': (R1_1P5B, JUSTRL, {}),
+  'rethinking_opd_r1_1p5b_justrl_dapo': (R1_1P5B, JUSTRL, DAPO_PROMPT),
+  'rethinking_opd_justrl_r1_1p5b': (JUSTRL, R1_1P5B, REVERSE),
+  'rethinking_opd_justrl_r1_7b': (JUSTRL, R1_7B, REVERSE),
+  'rethinking_opd_qwen3_1p7b_base_deepmath': (BASE, named(LARGE, 'lllyx/Qwen3-4B-Base-GRPO'), DEEPMATH),
+  'rethinking_opd_qwen3_1p7b_base_cold_start': (BASE, LARGE, COLD_START),
+}
+SECTIONS = {name: (*both, {}) for name, both in PAIRS.items()} | MORE
+
+
+@pytest.mark.parametrize('name', SECTIONS)
 def test_a_recipe_of_rethinking_opd_is_its_table(name):
-  student, teacher = PAIRS[name]
+  student, teacher, section = SECTIONS[name]
   fields = {f'data.fields.{k}': v for k, v in configs.flatten(NAMED['dapo']).items()}
-  said = chosen(RETHINKING, 0) | student | as_teacher(teacher) | fields
+  said = fields | chosen(RETHINKING, 0) | student | as_teacher(teacher)
+  said |= {setting: value for row in section.values() for setting, value in row.items()}
   whole = configs.flatten(Experiment(name=name)) | OURS_RETHINKING | said
   assert configs.flatten(recipes.load(name)) == whole
 
@@ -423,11 +485,12 @@ def test_what_stands_around_opsd_is_its_table(name):
 
 # --- All of them.
 
-EVERY = [make.__name__ for family in (effopd, opsd_more, renio, rethinking_opd) for make in family.RECIPES]
+FAMILIES = (effopd, opsd_more, renio, rethinking_opd, rethinking_opd_more)
+EVERY = [make.__name__ for family in FAMILIES for make in family.RECIPES]
 
 
 def test_every_recipe_has_a_table():
-  assert set(EVERY) == {*RENIO_TABLES, *PAIRS, *AROUND, 'effopd_qwen2p5_7b', 'exopd_qwen2p5_7b'}
+  assert set(EVERY) == {*RENIO_TABLES, *SECTIONS, *AROUND, 'effopd_qwen2p5_7b', 'exopd_qwen2p5_7b'}
   assert not set(EVERY) & set(TABLES) and MARCH
 
 

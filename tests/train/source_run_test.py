@@ -141,6 +141,18 @@ def test_rejected_rollouts_teach_nothing_and_cost_tokens(tmp_path):
   _, (row,) = train(workbench(*settings, 'loop.updates=1'), tmp_path)
   assert row['loss'] == row['tokens'] == row['grad_norm'] == row['total/scored_teacher'] == 0
   assert row['total/sampled'] > 0 == row['rows_scored']
+  assert row['rejected_wrong'] == 2 * 4
+
+
+@pytest.mark.slow
+def test_rollouts_that_do_not_end_are_left_out_and_counted(tmp_path):
+  """Random weights stop rarely within three tokens; what is left over is imitated."""
+  settings = ('source.kind=teacher', 'source.reject.truncated=true', 'objective.estimator=nll')
+  few = ('rollout.questions=32', 'rollout.sampling.max_tokens=24', 'loop.updates=1')
+  _, (row,) = train(workbench(*settings, *few), tmp_path)
+  assert 0 < row['rejected_truncated'] < 32
+  assert row['rows_scored'] == 1 - row['rejected_truncated'] / 32
+  assert row['tokens'] == row['total/scored_student'] == row['total/sampled'] - 24 * row['rejected_truncated']
 
 
 @pytest.mark.slow
@@ -195,6 +207,12 @@ def test_the_teachers_analysis_is_drawn_and_paid_for(tmp_path):
     (['source.kind=solutions', 'source.keep=correct'], "source.keep is 'correct', but source.kind is"),
     (['source.kind=teacher', 'source.attempts=2'], 'no rollout is rejected'),
     (['source.attempts=0'], 'source.attempts is 0'),
+    (['source.kind=solutions', 'source.reject.line_times=5'], 'source.reject is set, but source.kind is'),
+    (['source.kind=teacher', 'source.reject.block_times=1'], 'source.reject.block_times is 1, which would'),
+    (
+      ['warm_start.updates=1', 'warm_start.source.reject.line_chars=0'],
+      'warm_start.source.reject.line_chars is 0',
+    ),
     (['objective.estimator=nll'], "the student's own rollouts are among what it would imitate"),
     (
       ['objective.estimator=nll', 'source.kind=teacher', 'source.student_share=0.5'],

@@ -13,6 +13,7 @@ from opsd_jax.rollout.config import RolloutConfig, SamplingConfig
 from opsd_jax.text.tokenizer import TokenizerConfig, make_tokenizer
 from opsd_jax.train import ledger, sources
 from opsd_jax.train.config import SourceConfig
+from opsd_jax.train.rejection import RejectConfig
 
 TOKENIZER = make_tokenizer(TokenizerConfig())
 PROBLEMS = [make_problem('3+*-'), make_problem('5--')]
@@ -125,7 +126,7 @@ def test_rejected_rollouts_are_drawn_again_and_then_left_out(draws):
   assert drawn.rollout.length.tolist() == [5, 5, 5, 0]
   assert drawn.rollout.policy_version.tolist() == [-1] * 4 and drawn.rollout.ids.dtype == np.int32
   assert drawn.spent.sampled == 5 * (4 + 3 + 2), 'what was rejected is paid for'
-  assert not drawn.own
+  assert not drawn.own and drawn.rejected == {'wrong': 3 + 2 + 1}
 
 
 def test_attempts_end_when_all_are_right(draws):
@@ -137,3 +138,42 @@ def test_attempts_end_when_all_are_right(draws):
 def test_all_rollouts_may_be_kept(draws):
   drawn = sources.of_teacher(setup(SourceConfig('teacher')), SPEC, None, SEEN, 0, judge_by([9] * 4))
   assert draws == [None] and drawn.rollout.length.tolist() == [5] * 4
+  assert drawn.rejected == {}
+
+
+def not_asked(rollout):
+  raise AssertionError('only source.keep=correct asks for verdicts')
+
+
+def test_rollouts_are_rejected_for_their_text_and_drawn_again(draws, monkeypatch):
+  """Row b of attempt a is the text there; a sampler that comes to an end where there is a full stop."""
+  texts = [['ab', 'x1.', 'y2.', '11111.'], ['-', 'no.', '-', '11112.'], ['-', 'x3.', '-', '3333333.']]
+  plain = sources.sample
+
+  def sample(*args, attempt=0, **more):
+    drawn = plain(*args, attempt=attempt, **more)
+    ids = np.array(drawn.rollout.ids)
+    ids[:, 0] = 100 + 4 * attempt + np.arange(4)
+    stopped = np.array([text.endswith('.') for text in texts[attempt]])
+    return drawn._replace(rollout=drawn.rollout.replace(ids=ids, stopped=stopped))
+
+  def decode_rollout(rollout, tokenizer):
+    return [texts[place // 4][place % 4] for place in rollout.ids[:, 0] - 100]
+
+  monkeypatch.setattr(sources, 'sample', sample)
+  monkeypatch.setattr(sources, 'decode_rollout', decode_rollout)
+  rules = RejectConfig(truncated=True, lacking='.', window_times=4, window_chars=1, window_stride=1)
+  config = SourceConfig('teacher', attempts=3, reject=rules)
+  drawn = sources.of_teacher(setup(config), SPEC, None, SEEN, 7, not_asked)
+  assert drawn.rejected == {'truncated': 1 + 1 + 1, 'lacking': 0, 'windows': 1 + 1 + 1}
+  assert draws == [None, [TOKENS, 0, 0, TOKENS], [TOKENS, 0, 0, TOKENS]]
+  assert drawn.rollout.length.tolist() == [0, 5, 5, 0] and drawn.spent.sampled == 5 * (4 + 2 + 2)
+  assert drawn.rollout.ids[1:3, 0].tolist() == [101, 102], 'what was kept is not drawn again'
+
+  draws.clear()
+  config = SourceConfig('teacher', keep='correct', attempts=2, reject=rules)
+  right = Graded((Verdict.CORRECT, Verdict.CORRECT, Verdict.WRONG, Verdict.WRONG))
+  drawn = sources.of_teacher(setup(config), SPEC, None, SEEN, 7, lambda rollout: right)
+  # Row 2 is wrong, and then does not end.
+  assert drawn.rejected == {'truncated': 1 + 2, 'lacking': 0, 'windows': 1 + 1, 'wrong': 1}
+  assert drawn.rollout.length.tolist() == [0, 5, 0, 0], 'both rules at once'

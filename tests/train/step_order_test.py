@@ -7,6 +7,7 @@ AdamW; the moving average, if there is one, last. Two recipes on a tiny model ar
 frozen teacher and clipped entries (March 2026), and an EMA teacher (January 2026).
 """
 
+import contextlib
 import dataclasses
 
 import jax
@@ -66,14 +67,15 @@ class Recorder:
 
 
 def optimizer_that_tells(record, name, plain):
-  """An optax transformation that notes when it is traced, and the norm of the gradients that it gets."""
+  """An optax transformation that notes when it is traced, and the gradients that it gets."""
 
   def make(*args, **more):
     inner = optax.with_extra_args_support(plain(*args, **more))
 
     def update(grads, *rest, **extra):
       record.note(name)
-      jax.debug.callback(lambda norm: record.keep(name, norm=norm), optax.tree.norm(grads), ordered=True)
+      told = dict(norm=optax.tree.norm(grads), grads=grads)
+      jax.debug.callback(lambda told: record.keep(name, **told), told, ordered=True)
       return inner.update(grads, *rest, **extra)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -81,32 +83,33 @@ def optimizer_that_tells(record, name, plain):
   return make
 
 
+def around(patch, owner, attribute, before=None, after=None):
+  """Calls `before` with what a function of ours is given, and `after` with its result and that."""
+  plain = getattr(owner, attribute)
+
+  def call(*args, **more):
+    if before:
+      before(*args, **more)
+    result = plain(*args, **more)
+    if after:
+      after(result, *args)
+    return result
+
+  patch.setattr(owner, attribute, call)
+
+
 def tapped(record, patch):
   """Puts the recorder between the parts of an update."""
-
-  def around(owner, attribute, before=None, after=None):
-    plain = getattr(owner, attribute)
-
-    def call(*args, **more):
-      if before:
-        before(*args, **more)
-      result = plain(*args, **more)
-      if after:
-        after(result, *args)
-      return result
-
-    patch.setattr(owner, attribute, call)
-
   note = record.note
-  around(distill, 'problems_of_update', lambda *_: note('problems'))
-  around(distill.views, 'student_batch', lambda *_: note('student prompts'))
-  around(distill.views, 'teacher_batch', lambda *_: note('teacher prompts'))
+  around(patch, distill, 'problems_of_update', lambda *_: note('problems'))
+  around(patch, distill.views, 'student_batch', lambda *_: note('student prompts'))
+  around(patch, distill.views, 'teacher_batch', lambda *_: note('teacher prompts'))
 
   def sampled(drawn, spec, params, prompts, *_):
     rollout = drawn.rollout
     note('sample', weights=params.lora, ids=rollout.ids, length=rollout.length, prompts=prompts.ids)
 
-  around(sources.decode, 'sample', after=sampled)
+  around(patch, sources.decode, 'sample', after=sampled)
 
   def scored(spec, params, views, rollout, *_):
     note('teacher')
@@ -114,16 +117,16 @@ def tapped(record, patch):
     values = dict(weights=own, ids=rollout.ids, length=rollout.length, prompts=views[0].ids)
     jax.debug.callback(lambda values: record.keep('teacher', **values), values, ordered=True)
 
-  around(distill.scoring, 'score_teacher', scored)
+  around(patch, distill.scoring, 'score_teacher', scored)
 
   def compared(*args, **more):
     config = next(a for a in (*args, *more.values()) if isinstance(a, ObjectiveConfig))
     note('entries', clip=np.inf if config.entry_clip_max is None else config.entry_clip_max)
 
-  around(steps.objective, 'compare', compared)
+  around(patch, steps.objective, 'compare', compared)
   for name, attribute in (('clip by norm', 'clip_by_global_norm'), ('adamw', 'adamw')):
     patch.setattr(state.optax, attribute, optimizer_that_tells(record, name, getattr(state.optax, attribute)))
-  around(teachers, 'update', lambda *_: note('average'))
+  around(patch, teachers, 'update', lambda *_: note('average'))
   make = distill.step.make_distill_step
 
   def make_distill_step(*args, **more):
@@ -143,7 +146,7 @@ def tapped(record, patch):
   patch.setattr(distill.step, 'make_distill_step', make_distill_step)
 
 
-def prepared(name, folder):
+def prepared(name, folder, *more):
   """A recipe on a tiny model and a few problems, on one device."""
   model = model_folder.write_model(folder / 'model')
   many = [
@@ -152,9 +155,28 @@ def prepared(name, folder):
   ]
   (folder / 'data').mkdir()
   model_folder.write_lines(folder / 'data' / 'train.jsonl', many)
-  settings = [*common.model_settings(str(model)), f'data.path={folder / "data"}', *SETTINGS]
+  settings = [*common.model_settings(str(model)), f'data.path={folder / "data"}', *SETTINGS, *more]
   setup = build(common.with_settings(recipes.load(name), settings))
   return dataclasses.replace(setup, mesh=make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+@contextlib.contextmanager
+def quickly():
+  """Without costly optimisation of programs that run twice."""
+  quick = 'jax_disable_most_optimizations'
+  before = jax.config.values[quick]
+  jax.config.update(quick, True)
+  try:
+    yield
+  finally:
+    jax.config.update(quick, before)
+
+
+def run(setup, folder, external=None):
+  """The recipe's updates."""
+  with jax.set_mesh(setup.mesh):
+    distill.run(setup, str(folder / 'run'), cold_start.initial_params(setup), external=external)
+    jax.effects_barrier()
 
 
 # The average of the other one makes its order the longer; what differs besides is the clip of entries.
@@ -162,18 +184,10 @@ def prepared(name, folder):
 def seen(request, tmp_path_factory):
   """Two updates of a recipe, recorded."""
   folder, record = tmp_path_factory.mktemp(request.param), Recorder()
-  setup = prepared(request.param, folder)
-  quick = 'jax_disable_most_optimizations'
-  before = jax.config.values[quick]
-  with pytest.MonkeyPatch.context() as patch:
+  with quickly(), pytest.MonkeyPatch.context() as patch:
+    setup = prepared(request.param, folder)
     tapped(record, patch)
-    jax.config.update(quick, True)
-    try:
-      with jax.set_mesh(setup.mesh):
-        distill.run(setup, str(folder / 'run'), cold_start.initial_params(setup))
-        jax.effects_barrier()
-    finally:
-      jax.config.update(quick, before)
+    run(setup, folder)
   return setup, record
 
 
