@@ -1,4 +1,4 @@
-"""Every method on one task: digit chains of graded length with a misconception, and an older ability to keep.
+"""Every method on one task: digit chains of graded difficulty with a misconception, and an ability to keep.
 
 The base is the quickstart's, on chains of 5 to 9 operations, with one ability more: in a dialect, marked by a
 comma, `*` does mean 2v + 1. What corrects the misconception must leave that alone. A larger teacher is a
@@ -18,11 +18,6 @@ dialect. Every arm starts from the same base and spends as many completion token
   off_policy                forward KL on the rollouts of OPSD's teacher
   gkd                       half of the updates on solutions, half on rollouts, JSD to the larger teacher
   grpo                      verdicts alone, groups of 8
-
-Source: this project's task; the methods are those of the papers above, GKD (arXiv 2306.13649) and GRPO
-  (arXiv 2402.03300)
-Command: make recipes
-Cost: not measured yet.
 """
 
 import dataclasses
@@ -69,18 +64,25 @@ _ARMS = {
   'gkd': (*_LARGER, 'source.kind=solutions', 'source.student_share=0.5', 'objective.divergence=jsd'),
   'grpo': ('method=grpo', 'rollout.questions=8', 'rollout.per_question=8', 'grpo.steps=2'),
 }
+_GRADED = ('no_privilege', 'sft', 'grpo')
 
 
-def get_experiment() -> Experiment:
-  """All arms at one grade of difficulty."""
+def misconceptions() -> Experiment:
+  """Every method on one task: OPSD, its controls, ReNIO, EffOPD, larger teachers, SFT, GKD, GRPO.
+
+  Source: this project's task; the methods are those of the papers above, GKD (arXiv 2306.13649) and GRPO
+    (arXiv 2402.03300)
+  Command: make recipes
+  Cost: not measured yet.
+  """
   optimizer = OptimizerConfig(
-    learning_rate=3e-3, schedule='cosine', warmup_updates=20, decay_updates=300, beta2=0.99
+    learning_rate=3e-3, schedule='cosine', warmup_updates=20, decay_updates=400, beta2=0.99
   )
-  start = ColdStartConfig(updates=300, batch=96, teacher_fraction=0.5, optimizer=optimizer)
+  start = ColdStartConfig(updates=400, batch=96, teacher_fraction=0.5, optimizer=optimizer)
   return Experiment(
     name='misconceptions',
     data=DataConfig(
-      chains=ChainsConfig(shortest=5, steps=9, train=5_000, validation=128, test=400, dialect=0.25)
+      chains=ChainsConfig(shortest=5, steps=9, train=5_000, validation=128, test=400, dialect=0.4)
     ),
     model=ModelSpec(
       vocab_size=32, num_layers=2, embed_dim=96, num_heads=4, num_kv_heads=2, head_dim=24, mlp_dim=288
@@ -99,7 +101,7 @@ def get_experiment() -> Experiment:
       optimizer=dataclasses.replace(optimizer, decay_updates=150),
     ),
     optimizer=dataclasses.replace(
-      optimizer, learning_rate=1e-3, schedule='constant', warmup_updates=5, decay_updates=0
+      optimizer, learning_rate=3e-4, schedule='constant', warmup_updates=5, decay_updates=0
     ),
     loop=LoopConfig(updates=80, evaluate_every=10),
     evaluate=EvaluateConfig(
@@ -111,3 +113,18 @@ def get_experiment() -> Experiment:
     checkpoint=CheckpointConfig(every=50),
     controls=tuple(Control(name, overrides) for name, overrides in _ARMS.items()),
   )
+
+
+def misconceptions_graded() -> Experiment:
+  """Four methods where the misconception is rarer or more common: OPSD, no privilege, SFT, GRPO.
+
+  Source: this project's task
+  Command: make recipes-grades
+  Cost: not measured yet.
+  """
+  whole = misconceptions()
+  kept = tuple(one for one in whole.controls if one.name in _GRADED)
+  return dataclasses.replace(whole, name='misconceptions_graded', controls=kept)
+
+
+RECIPES = (misconceptions, misconceptions_graded)
