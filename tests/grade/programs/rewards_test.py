@@ -33,6 +33,7 @@ PRINTS = [
   'n = int(input())\nprint(2 * n if n % 2 else n)',
   'n = int(input())\nprint(2 * n if n > 3 else 0)',
   'n = int(input())\nprint(2 * n if n > 2 else 0)',
+  'n = int(input())\nprint(2 * n if n in (3, 5) else 0)',  # three failures, and not in a row
   'print(2.0 * int(input()))',  # the same number, and another text
   'print("", 2 * int(input()), "\\n")',
   'print("The double is", 2 * int(input()))',
