@@ -27,6 +27,7 @@ from opsd_jax.evaluate import config as evaluate_room
 from opsd_jax.evaluate.config import EvaluateConfig
 from opsd_jax.evaluate.retention import RetentionSet
 from opsd_jax.grade import config as grade_room
+from opsd_jax.grade import grading
 from opsd_jax.grade.config import GradeConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import lora as lora_room
@@ -398,9 +399,11 @@ def build(experiment: Experiment) -> Setup:
     ConfigError: as `validate`; also where the devices do not fit the mesh, or where a prompt or a
       worked solution, under the experiment or one of its controls, does not fit its width and
       `data.too_long` does not say to leave such problems out, or none is left; or where training problems
-      repeat each other or a benchmark's and the settings say that this is an error.
+      repeat each other or a benchmark's and the settings say that this is an error; or where programs are to
+      be judged and a problem has no tests, or none can be run on this machine.
   """
   validate(experiment)
+  grading.require_machine(experiment.grade)
   e, tokenizer = experiment, text_room.make_tokenizer(experiment.tokenizer)
   others = retention.open_sets(e.evaluate, e.views, e.grade, tokenizer)
   benchmarks = retention.with_benchmarks(against.load_benchmarks(e.data.contamination), others)
@@ -511,6 +514,7 @@ def _fitting(experiment: Experiment, splits: Splits) -> tuple[Splits, dict[str, 
 
   def misfit(problem: Problem) -> str | None:
     digest.update(repr(problem).encode('utf-8', 'backslashreplace'))
+    grading.require_known(problem, experiment.grade)
     for control, config in wanted:
       with contextlib.nullcontext() if control is None else _named(control):
         if reason := views.misfit(config, problem, tokenizer):

@@ -7,7 +7,7 @@ was sampled is what is scored, and masks come from lengths, never from comparing
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import flax.struct
@@ -119,14 +119,32 @@ class Verdict(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-  """Verdicts on B completions, on the host."""
+  """Verdicts on B completions, on the host.
+
+  Attributes:
+    verdicts: of each completion.
+    shares: what is right of each, from 0 to 1, where that is finer than the verdict: of a program, the share
+      of its tests that it passes. None where right is right and all else wrong.
+  """
 
   verdicts: tuple[Verdict, ...]
+  shares: tuple[float, ...] | None = None
 
   @property
   def correct(self) -> np.ndarray:
     """bool [B]."""
     return np.array([v == Verdict.CORRECT for v in self.verdicts], bool)
+
+  @property
+  def reward(self) -> np.ndarray:
+    """float64 [B], what reinforcement learning is to make larger: the shares, else 1 for what is right."""
+    return np.float64(self.correct if self.shares is None else self.shares)
+
+  def take(self, rows: Iterable[int]) -> 'Graded':
+    """Those of some rows, in that order."""
+    rows = [int(row) for row in rows]
+    shares = None if self.shares is None else tuple(self.shares[row] for row in rows)
+    return Graded(tuple(self.verdicts[row] for row in rows), shares)
 
   @property
   def answered(self) -> np.ndarray:

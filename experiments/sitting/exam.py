@@ -69,7 +69,11 @@ def grading(rules: str | None, subject: Subject, protocol: Protocol, whose: str)
   if rules != 'run':
     return GradeConfig(rules)
   require(subject.grade is not None, f'--rules=run: {subject.where} is no run; name other rules.')
-  return subject.grade
+  if subject.grade.rules != 'programs':
+    return subject.grade
+  return dataclasses.replace(
+    subject.grade, rules=protocol.rules
+  )  # of mathematics, which such a run has none for
 
 
 def view(

@@ -12,6 +12,8 @@ from opsd_jax.grade.config import GradeConfig
 from opsd_jax.grade.programs.config import ProgramsConfig
 from opsd_jax.records import Problem, Verdict
 
+# What no verdict on a benchmark depends on: the rest is of training on programs.
+_UNREAD = ('workers', 'tests', 'failures', 'programs')
 _GRADERS = ('math-verify', 'latex2sympy2_extended', 'sympy')
 
 
@@ -77,7 +79,8 @@ def told(config: GradeConfig) -> dict[str, Any]:
   """What settings say of the graders: all that a verdict may depend on."""
   limits = {'answers': config, 'programs': _programs(config)}
   plain = {
-    name: {k: v for k, v in dataclasses.asdict(one).items() if k != 'workers'} for name, one in limits.items()
+    name: {k: v for k, v in dataclasses.asdict(one).items() if k not in _UNREAD}
+    for name, one in limits.items()
   }
   return plain | {'versions': {name: _version(name) for name in _GRADERS}}
 

@@ -1,5 +1,6 @@
 """From a row of somebody's data to a `Problem`."""
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -74,6 +75,8 @@ def _cut(text: str) -> str:
 def _solution_and_answer(fields: FieldsConfig, row: Mapping[str, Any], place: str) -> tuple[str, str]:
   marker = fields.answer_marker
   solution = '' if fields.solution is None else text(row, fields.solution, 'solution', place)
+  if fields.tests:
+    return solution, _tests(row, fields.tests, place)
   if not marker:
     return solution, _filled(row, fields.answer, 'answer', place).strip()
   if marker == _BOXED:
@@ -85,6 +88,21 @@ def _solution_and_answer(fields: FieldsConfig, row: Mapping[str, Any], place: st
       'mend the row or leave it out.'
     )
   return before.strip(), _THOUSANDS.sub('', answer.strip())
+
+
+def _tests(row: Mapping[str, Any], name: str, place: str) -> str:
+  """The field of the tests as a text: what is a list or a group becomes JSON."""
+  value = _look_up(row, name)
+  if isinstance(value, np.ndarray):
+    value = value.tolist()
+  if not isinstance(value, Mapping | list | tuple):
+    return _filled(row, name, 'tests', place).strip()
+  try:
+    return _whole(json.dumps(value, ensure_ascii=False))
+  except (TypeError, ValueError) as error:
+    raise ConfigError(
+      f'{place}: the field {name!r} (data.fields.tests) is no JSON: {error}. Mend the row or leave it out.'
+    ) from error
 
 
 def _boxed(fields: FieldsConfig, solution: str, place: str) -> str:

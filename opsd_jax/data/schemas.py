@@ -23,6 +23,9 @@ class FieldsConfig:
       is what stands before it; GSM8K has `####`. Of such an answer the separators of thousands are
       left out, `1,080` is 1080, because a model that writes 1080 is right. With `\\boxed` the answer is what
       the braces of the last one hold, and the solution is the whole field.
+    tests: the tests of a programming problem, which stand in the place of the answer: a text, or a list or
+      group of fields, which becomes JSON. `grade.programs.given` says which forms are understood. None: the
+      data has answers.
     meta: further text fields for views, which show them under the last part of their name.
     prefix: an instruction that stands before every question and is no part of it; a row without it is an
       error, because a run would ask some questions with an instruction and some without.
@@ -34,6 +37,7 @@ class FieldsConfig:
   answer: str = 'answer'
   id: str | None = None
   answer_marker: str | None = None
+  tests: str | None = None
   meta: tuple[str, ...] = ()
   prefix: str | None = None
   suffix: str | None = None
@@ -51,7 +55,7 @@ class FieldsConfig:
 
   def columns(self) -> tuple[str, ...]:
     """The top-level fields that are read."""
-    answer = None if self.answer_marker else self.answer
+    answer = self.tests or (None if self.answer_marker else self.answer)
     named = [self.problem, self.solution, answer, self.id, *self.meta]
     return tuple(dict.fromkeys(part for n in named if n is not None for part in (n, n.split('.')[0])))
 
@@ -61,7 +65,8 @@ _VERL = FieldsConfig(problem='prompt.0.content', solution=None, answer='reward_m
 # By the data set, or by the framework whose rows they are. `dapo` is DAPO-Math-17k, `dapo_boxed` its form
 # with another instruction, of which the files have doubled braces; `deepmath` is DeepMath-103K, and
 # `deepmath_verl` its deduplicated form; `openthoughts` are the 30,000 problems of OPSD, `openthoughts_114k`
-# the mathematics of OpenThoughts-114k, where not every row has a boxed answer.
+# the mathematics of OpenThoughts-114k, where not every row has a boxed answer, `openthoughts_114k_code` its
+# programs. In `mbpp` the function's name stands in the tests alone: a view must show `{answer}`.
 NAMED = {
   'default': FieldsConfig(),
   'dapo': dataclasses.replace(
@@ -78,7 +83,9 @@ NAMED = {
   'gsm8k': FieldsConfig(problem='question', solution='answer', answer_marker='####'),
   'math': FieldsConfig(),
   'openthoughts': FieldsConfig(answer='Answer', meta=('COT_Reason',)),
+  'mbpp': FieldsConfig(problem='text', solution='code', tests='test_list', id='task_id'),
   'openthoughts_114k': FieldsConfig(solution='ground_truth_solution', answer_marker='\\boxed'),
+  'openthoughts_114k_code': FieldsConfig(solution='ground_truth_solution', tests='test_cases'),
   'roll': FieldsConfig(problem='prompt', solution=None, answer='ground_truth'),
   'verl': _VERL,
 }
@@ -95,6 +102,11 @@ def validate_fields(fields: FieldsConfig) -> None:
     not fields.answer_marker or fields.solution is not None,
     f'data.fields.answer_marker is {fields.answer_marker!r}, but data.fields.solution, where it would '
     'stand, is none; name that field.',
+  )
+  require(
+    not (fields.tests and fields.answer_marker),
+    f'data.fields.tests is {fields.tests!r} and data.fields.answer_marker {fields.answer_marker!r}; a '
+    'problem has tests or an answer: set one of them to none.',
   )
   for name in ('prefix', 'suffix'):
     value = getattr(fields, name)

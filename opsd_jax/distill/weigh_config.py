@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal, get_args
 
 from opsd_jax.config import require, require_choice
+from opsd_jax.distill.signals import SIGNALS
 
-Kind = Literal['none', 'renio', 'length', 'entropy']
 Normalise = Literal['batch_mean', 'clamp', 'none']
 Scope = Literal['global', 'micro']
 Source = Literal['sampler', 'pass']
@@ -19,9 +19,9 @@ class WeighConfig:
   """How samples are weighed against each other.
 
   Attributes:
-    kind: `none`: all alike; `renio`: by what the student is surer of than the teacher; `length`: by the
-      number of tokens; `entropy`: as `renio`, of the student's entropy.
-    cap: upper bound on a token's log-ratio or entropy, in nats.
+    kind: `none`: all alike; `length`: by the number of tokens; or a name of `signals.SIGNALS`, among them
+      `renio`: by what the student is surer of than the teacher, and `entropy`: by the student's entropy.
+    cap: upper bound on a token's signal, in nats.
     threshold: tokens at or above it are averaged.
     temperature: divides the mean before the exponential.
     normalise: `batch_mean` divides by the mean weight and bounds by `largest`; `clamp` bounds to
@@ -36,7 +36,7 @@ class WeighConfig:
     keep: which samples are trained on at all: `all`, or those whose answer is `correct` or `incorrect`.
   """
 
-  kind: Kind = 'none'
+  kind: str = 'none'
   cap: float = 2.5
   threshold: float = 0.8
   temperature: float = 1.0
@@ -50,7 +50,8 @@ class WeighConfig:
 
 def validate(config: WeighConfig, samples: int) -> None:
   """Raises `ConfigError` where `samples` of an update could not be weighed, or would all weigh alike."""
-  choices = dict(kind=Kind, normalise=Normalise, scope=Scope, source=Source, keep=Keep)
+  require_choice('weigh.kind', config.kind, ('none', 'length', *SIGNALS))
+  choices = dict(normalise=Normalise, scope=Scope, source=Source, keep=Keep)
   for name, kind in choices.items():
     require_choice(f'weigh.{name}', getattr(config, name), get_args(kind))
   for name in ('cap', 'temperature'):
@@ -68,7 +69,7 @@ def validate(config: WeighConfig, samples: int) -> None:
     f'keep it to {_LARGEST_LOG:g}.',
   )
   require(
-    config.source == 'sampler' or config.kind in ('renio', 'entropy'),
+    config.source == 'sampler' or config.kind in SIGNALS,
     f'weigh.source is pass, but weigh.kind={config.kind} needs no log-probs of the student; use sampler.',
   )
   if config.kind != 'none' and config.scope == 'micro':

@@ -8,8 +8,8 @@ ReNIO (arXiv 2606.23104, by its code): with l = log p_S - log p_T of each sample
   l <- min(l, cap);   m = mean over the tokens with l >= threshold, or 0;   exp(m / temperature),
 
 then normalised over the batch. A sample in which the student is often much surer than the teacher weighs
-more; no answer is looked at. The control arms have the same shape: `entropy` puts the student's entropy in
-the place of l, so that no teacher is asked; `length` is the number of tokens.
+more; no answer is looked at. Another signal may stand in the place of l (`signals`): the control `entropy`
+puts the student's entropy there, so that no teacher is asked. `length` is the number of tokens.
 
 `keep` leaves samples out instead: a row that is not kept has no tokens from then on, so that no model scores
 it and no denominator counts it.
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels.linear_logprob.api import linear_logprob
-from opsd_jax.distill import reading
+from opsd_jax.distill import reading, signals
 from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.mesh import constrain
 from opsd_jax.records import Graded, Plan, Rollout, Verdict, length_mask
@@ -75,10 +75,7 @@ def weigh(
   mask, length = length_mask(length, student_logp.shape[1]), jnp.asarray(length)
   if config.kind == 'length':
     return Weights(_normalised(config, length.astype(jnp.float32), length > 0), length)
-  if config.kind == 'renio':
-    signal = student_logp - teacher_logp
-  else:
-    signal = -student_logp if entropy is None else entropy
+  signal = signals.SIGNALS[config.kind].of(student_logp, teacher_logp, entropy)
   signal = jnp.minimum(signal, config.cap)
   chosen = mask & (signal >= config.threshold)
   count = jnp.sum(chosen, axis=1, dtype=jnp.int32)

@@ -44,8 +44,8 @@ def open_sets(
 ) -> tuple[RetentionSet, ...]:
   """The sets that `evaluate.retention` names, every prompt tried.
 
-  Mathematics is asked in the run's own words and graded by its rules; programs and multiple choice
-  have words and rules of their own.
+  Mathematics is asked in the run's own words and graded by its rules; programs and multiple choice, and
+  mathematics where the run is about programs, have words and rules of their own.
 
   Raises:
     ConfigError: a benchmark is unknown or not there, or one of its rows is no problem.
@@ -66,17 +66,19 @@ def _make(
   loaded: Loaded, count: int | None, run: ViewsConfig, grade: GradeConfig, tokenizer: Tokenizer
 ) -> RetentionSet:
   problems, kind = tuple(loaded.problems[:count]), loaded.benchmark.kind
-  worded = run if kind == 'maths' else dataclasses.replace(run, student=protocols.PROMPTS[kind])
+  own = kind == 'maths' and grade.rules != 'programs'
+  worded = run if own else dataclasses.replace(run, student=protocols.PROMPTS[kind])
   longest = max(
     len(views.prompt_ids(worded, views.student_prompt(worded, p, tokenizer), tokenizer)) for p in problems
   )
   worded = dataclasses.replace(worded, student_tokens=max(longest, 1))
 
   def mark(asked: Sequence[Problem], completions: Sequence[str]) -> Graded:
-    if kind == 'maths':
+    if own:
       return grading.grade(completions, [p.answer for p in asked], grade)
     _, verdicts = marking.mark(loaded, asked, completions, grade)
-    return Graded(tuple(v.get('plus', v.get('base', v.get('choice'))) for v in verdicts))
+    counted = next(rules for rules in ('plus', 'base', 'choice', 'strict') if rules in verdicts[0])
+    return Graded(tuple(verdict[counted] for verdict in verdicts))
 
   return RetentionSet(loaded.name, problems, loaded.digest, worded, mark)
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from opsd_jax.config import require, require_choice
+from opsd_jax.grade.programs import config as programs_room
+from opsd_jax.grade.programs.config import ProgramsConfig
 
-Rules = Literal['text', 'opsd', 'strict', 'choice']
+Rules = Literal['text', 'opsd', 'strict', 'choice', 'programs']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +18,8 @@ class GradeConfig:
   Attributes:
     rules: `text`, the same text; `opsd`, math-verify on the content of the last box, as the published
       evaluation of OPSD has it, its blind spots included; `strict`, mathematics with those repaired;
-      `choice`, the letter of multiple choice.
+      `choice`, the letter of multiple choice; `programs`, whether the program in the completion passes the
+      tests that stand in the place of the answer (`programs.given`).
     answer: of `text`: the final answer stands after the last `equals` sign, or in the last `boxed` command
       of LaTeX.
     seconds: of `opsd` and `strict`: one grading that takes longer is killed, and its verdict is `timeout`.
@@ -25,6 +28,10 @@ class GradeConfig:
       parsings and one comparison.
     memory_gib: of the same: address space of the process that grades, in GiB.
     workers: of the same: how many processes grade side by side. Verdicts do not depend on it.
+    tests: of `programs`: at most so many tests of a problem count, the first. The reward of reinforcement
+      learning is the share of them that is passed.
+    failures: of `programs`: after so many failed tests in a row the rest counts as failed, and is not run.
+    programs: limits of one program under one test, and what keeps it in. One test may take `call_seconds`.
   """
 
   rules: Rules = 'text'
@@ -32,12 +39,16 @@ class GradeConfig:
   seconds: float = 5.0
   memory_gib: float = 2.0
   workers: int = 2
+  tests: int = 5
+  failures: int = 3
+  programs: ProgramsConfig = ProgramsConfig()
 
 
 def validate(config: GradeConfig) -> None:
   """Raises `ConfigError` for unknown rules, for a place where no answer is looked for, or for limits of 0."""
-  require_choice('grade.rules', config.rules, ('text', 'opsd', 'strict', 'choice'))
+  require_choice('grade.rules', config.rules, get_args(Rules))
   require_choice('grade.answer', config.answer, ('equals', 'boxed'))
-  for name in ('seconds', 'memory_gib', 'workers'):
+  for name in ('seconds', 'memory_gib', 'workers', 'tests', 'failures'):
     value = getattr(config, name)
     require(0 < value < math.inf, f'grade.{name} is {value}; it must be greater than 0, and finite.')
+  programs_room.validate(config.programs, 'grade.programs')

@@ -1,7 +1,8 @@
 r"""Verdicts on completions: what `config.rules` says of each completion's final answer.
 
 What needs no algebra is decided here: no answer, the same text, plain numbers, absurd sizes. The rest goes
-to math-verify, in processes that can be killed (`pool.py`), each pair once. Any thread may grade.
+to math-verify, in processes that can be killed (`pool.py`), each pair once. Any thread may grade. Programs
+have no final answer: they are run and judged elsewhere (`programs/rewards.py`).
 
 Both rules of mathematics never call a guarded answer right: `guard.absurd` sizes are `wrong` unless the known
 answer has the same text, which under `strict` is right and under `opsd` is left to the worker's limits.
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from opsd_jax.grade import answers as reading
 from opsd_jax.grade import exact, guard, plain, pool
 from opsd_jax.grade.config import GradeConfig
-from opsd_jax.records import Graded, Verdict
+from opsd_jax.records import Graded, Problem, Verdict
 
 _COMPARE = 'opsd_jax.grade.compare:compare'
 _SMALL = 9  # digits of the integers that `opsd` compares without math-verify
@@ -22,10 +23,30 @@ def grade(completions: Sequence[str], answers: Sequence[str], config: GradeConfi
   """A verdict on each completion, given the row's known answer.
 
   Raises:
-    ConfigError: math-verify is needed and not installed.
+    ConfigError: math-verify is needed and not installed, or programs cannot be run on this machine.
   """
+  if config.rules == 'programs':
+    from opsd_jax.grade.programs import rewards
+
+    return rewards.grade(completions, answers, config)
   rows = list(zip(completions, answers, strict=True))
   return Graded(_verdicts([(answer, find(completion, config)) for completion, answer in rows], config))
+
+
+def require_known(problem: Problem, config: GradeConfig) -> None:
+  """Raises `ConfigError` where programs are to be judged and the problem has no tests."""
+  if config.rules == 'programs':
+    from opsd_jax.grade.programs import rewards
+
+    rewards.require_tests(problem)
+
+
+def require_machine(config: GradeConfig) -> None:
+  """Raises `ConfigError` where programs are to be judged and cannot be run on this machine; tries one."""
+  if config.rules == 'programs':
+    from opsd_jax.grade.programs import rewards
+
+    rewards.require_machine(config.programs)
 
 
 def find(completion: str, config: GradeConfig = GradeConfig()) -> str | None:

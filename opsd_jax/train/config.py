@@ -7,6 +7,7 @@ from typing import Literal
 from opsd_jax.config import ConfigError, require, require_choice
 from opsd_jax.distill.config import ObjectiveConfig
 from opsd_jax.distill.packing import PACKINGS, Packing
+from opsd_jax.distill.signals import SIGNALS
 from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.train import rejection
 from opsd_jax.train.rejection import RejectConfig
@@ -284,7 +285,7 @@ def validate_agreement(source: SourceConfig, objective: ObjectiveConfig, weigh: 
   if source.kind == 'student':
     return
   require(
-    weigh.kind not in ('renio', 'entropy') or weigh.source == 'pass',
+    weigh.kind not in SIGNALS or weigh.source == 'pass',
     f'weigh.source is {weigh.source!r}, but source.kind is {source.kind!r}, of whose completions no student '
     'told log-probs; set weigh.source=pass.',
   )

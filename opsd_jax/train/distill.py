@@ -283,6 +283,7 @@ def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[
   metrics = {'loss': float(report.loss)} | {k: float(v) for k, v in report.norms.items()}
   tokens = max(int(report.tokens), 1)
   metrics |= {name: float(total / tokens) for name, total in report.sums.items()}
+  metrics |= {} if graded.shares is None else {'reward': float(graded.reward.mean())}
   metrics |= {
     'accuracy': float(graded.correct.mean()),
     'answered': float(graded.answered.mean()),

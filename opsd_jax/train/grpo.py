@@ -38,7 +38,7 @@ class Drawn(NamedTuple):
 
   def rewards(self) -> np.ndarray:
     """float64 [Q, n]."""
-    return self.graded.correct.reshape(len(self.problems), -1).astype(np.float64)
+    return self.graded.reward.reshape(len(self.problems), -1)
 
 
 def run(setup: Setup, folder: str, initial: model.Params, label: str = 'grpo') -> loop.Finished:
@@ -167,8 +167,16 @@ def _together(rounds: list[Drawn]) -> Drawn:
     [problem for one in rounds for problem in one.problems],
     join(*(one.prompts for one in rounds)),
     join(*padded),
-    Graded(tuple(verdict for one in rounds for verdict in one.graded.verdicts)),
+    _all([one.graded for one in rounds]),
   )
+
+
+def _all(parts: list[Graded]) -> Graded:
+  """One after the other; all by the same rules."""
+  verdicts = tuple(verdict for part in parts for verdict in part.verdicts)
+  if parts[0].shares is None:
+    return Graded(verdicts)
+  return Graded(verdicts, tuple(share for part in parts for share in part.shares))
 
 
 def _padded(x: np.ndarray, width: int) -> np.ndarray:
@@ -194,7 +202,7 @@ def choose(drawn: Drawn, questions: int, mixed: bool) -> Drawn:
     [drawn.problems[i] for i in order],
     jax.tree.map(lambda x: np.asarray(x)[order], drawn.prompts),
     rollout,
-    Graded(tuple(drawn.graded.verdicts[i] for i in rows)),
+    drawn.graded.take(rows),
   )
 
 

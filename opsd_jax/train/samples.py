@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from opsd_jax.distill import teachers, weighing
+from opsd_jax.distill import signals, teachers, weighing
 from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.distill.weighing import Weights
 from opsd_jax.models import lora, model
@@ -78,5 +78,5 @@ def entry(setup: Setup, prompts: Prompts, rollout: Rollout, plan: Plan) -> ledge
     lora.size(setup.lora, setup.spec),
     ledger.read_positions(plan, plan.student, prompts, rollout),
     student=config.source == 'pass',
-    teacher=taught_by if config.kind == 'renio' else None,
+    teacher=taught_by if signals.asks_teacher(config.kind) else None,
   )

@@ -23,8 +23,9 @@ _FURTHEST = 20.0  # nats by which two log-probs of a token may differ before the
 class GrpoConfig:
   """Reinforcement learning on verdicts: what `method=grpo` takes beside rollouts, optimiser and grades.
 
-  The reward is 1 for a right answer and 0 for every other. The temperature of the loss is
-  `objective.student_temperature`; set it to that of the sampler.
+  The reward is 1 for a right answer and 0 for every other; of a program (`grade.rules=programs`) it is the
+  share of its tests that it passes. The temperature of the loss is `objective.student_temperature`; set it to
+  that of the sampler.
 
   Attributes:
     steps: optimiser steps on every batch of rollouts.
@@ -39,7 +40,7 @@ class GrpoConfig:
     estimator: of that divergence, both derived as they stand: `k3`, as published, whose mean gradient is
       that of KL(initial || student), or `k2`, of KL(student || initial).
     draws: batches of questions that an update may ask for, until it has `rollout.questions` whose rollouts
-      are neither all right nor all wrong (DAPO); the other questions are not trained on. 1 trains on all.
+      do not all have one reward (DAPO); the other questions are not trained on. 1 trains on all.
   """
 
   steps: int = 1

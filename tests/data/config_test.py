@@ -37,6 +37,10 @@ def test_what_works():
     ({'test': 'train'}, ["both 'train'", 'data.test=none']),
     ({'fields': FieldsConfig(problem='')}, ['data.fields.problem is empty']),
     ({'fields': FieldsConfig(answer='')}, ['data.fields.answer is empty', 'answer_marker']),
+    (
+      {'fields': FieldsConfig(tests='t', answer_marker='####')},
+      ["data.fields.tests is 't'", "'####'", 'to none'],
+    ),
     ({'fields': FieldsConfig(solution=None, answer_marker='####')}, ["'####'", 'data.fields.solution']),
     ({'fields': FieldsConfig(meta=('extra.answer',))}, ["two texts as 'answer'"]),
     ({'fields': FieldsConfig(meta=('a.x', 'b.x'))}, ["two texts as 'x'"]),
@@ -63,7 +67,10 @@ def test_settings_that_cannot_work(change, words):
 
 
 def test_every_schema_is_valid():
-  known = 'dapo dapo_boxed deepmath deepmath_verl default gsm8k math openthoughts openthoughts_114k roll verl'
+  known = (
+    'dapo dapo_boxed deepmath deepmath_verl default gsm8k math mbpp openthoughts openthoughts_114k '
+    'openthoughts_114k_code roll verl'
+  )
   assert sorted(schemas.NAMED) == known.split()
   for name in schemas.NAMED:
     schemas.validate_fields(FieldsConfig.named(name))

@@ -19,6 +19,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Rollout
 from opsd_jax.rollout.config import SamplingConfig
 from opsd_jax.text.tokenizer import TokenizerConfig, make_tokenizer
+from tests.experiments import real_text
 
 TOKENIZER = make_tokenizer(TokenizerConfig())
 VIEW = ViewsConfig(student_tokens=4, teacher_tokens=12)
@@ -133,3 +134,13 @@ def test_an_unknown_name_is_refused(tmp_path):
   config = dataclasses.replace(EvaluateConfig(), retention=RetentionConfig(('gsm9k',), str(tmp_path)))
   with pytest.raises(ConfigError, match='gsm8k'):
     retention.open_sets(config, VIEW, GradeConfig(), TOKENIZER)
+
+
+def test_mathematics_in_a_run_about_programs_has_its_own_words_and_rules(file, tmp_path):
+  real_text.write_tokenizer(tmp_path)
+  tokenizer = make_tokenizer(TokenizerConfig(path=str(tmp_path)))
+  wide = dataclasses.replace(VIEW, student='Code: {problem}')
+  (one,) = retention.open_sets(evaluation(file), wide, GradeConfig(rules='programs'), tokenizer)
+  assert one.views.student == retention.protocols.PROMPTS['maths']
+  verdicts = one.mark(one.problems[:2], [r'\boxed{0}', '```python\nprint(1)\n```'])
+  assert verdicts.correct.tolist() == [True, False]

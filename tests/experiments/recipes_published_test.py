@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import common, recipes
-from experiments.recipes import effopd, opsd_more, renio, rethinking_opd, rethinking_opd_more
+from experiments.recipes import effopd, opsd_more, renio, renio_code, rethinking_opd, rethinking_opd_more
 from opsd_jax import config as configs
 from opsd_jax.config import ConfigError
 from opsd_jax.data.schemas import NAMED
@@ -483,14 +483,93 @@ def test_what_stands_around_opsd_is_its_table(name):
     assert texts == flat_views('opsd') | {'views.analysis': ''}
 
 
+# --- ReNIO's coding task: what differs from its mathematics, and its GRPO.
+
+CODE = {
+  'problems of OpenThoughts-114k, its code part': {
+    'data.fields.solution': 'ground_truth_solution',
+    'data.fields.answer': 'answer',
+    'data.fields.tests': 'test_cases',
+  },
+  'reward: fraction of <= 5 tests passed, stop after 3 consecutive failures, 10 s timeout': {
+    'grade.rules': 'programs',
+    'grade.tests': 5,
+    'grade.failures': 3,
+    'grade.programs.call_seconds': 10,
+  },
+}
+CODE_GRPO = {
+  'lr 5e-6, LoRA 64/128': {'optimizer.learning_rate': 5e-6, 'lora.rank': 64},
+  '1xGA8x4, 8 generations': {'method': 'grpo', 'rollout.questions': 4, 'rollout.per_question': 8},
+  'num_iterations=2': {'grpo.steps': 2},
+  'T=1.2, completion 16,000, prompt 2048': {
+    'rollout.sampling.temperature': 1.2,
+    'objective.student_temperature': 1.2,
+    'rollout.sampling.max_tokens': 16_000,
+    'views.student_tokens': 2048,
+  },
+  'KL 0, loss_type grpo, group scaling': {
+    'grpo.kl': 0,
+    'grpo.reduction': 'sample_mean',
+    'grpo.scale': 'group',
+    'grpo.clip_low': 0.2,
+    'grpo.clip_high': 0.2,
+  },
+  'max_steps 301, two steps an update': {'loop.updates': 150, 'optimizer.decay_updates': 301},
+}
+CODE_GRPO_OURS = {
+  'views.student_thinking': True,
+  'rollout.sampling.top_p': 1.0,
+  'rollout.sampling.top_k': None,
+  'loop.evaluate_every': 50,
+  'loop.show_every': 50,
+  'checkpoint.every': 50,
+  'checkpoint.keep_last': 3,
+}
+SAME_CODE_PROMPT = {'views.teacher': wording.load('renio_code')['student'], 'views.teacher_thinking': False}
+CODE_TABLES = {
+  'renio_code_qwen3_1p7b': {},
+  'renio_code_opd_qwen3_1p7b': RUN_OPD_1B | SAME_CODE_PROMPT | as_teacher(qwen3('Qwen/Qwen3-8B')),
+  'renio_code_grpo_qwen3_1p7b': CODE_GRPO_OURS,
+}
+
+
+@pytest.mark.parametrize('name', CODE_TABLES)
+def test_a_recipe_of_programs_is_its_table(name):
+  said = opsd_rows('opsd_qwen3_1p7b') | chosen(RENIO, 0)
+  if name == 'renio_code_grpo_qwen3_1p7b':  # of ReNIO's weights and of OPSD's objective nothing is left
+    left = {f: v for f, v in said.items() if not f.startswith(('weigh.', 'objective.'))}
+    said = left | chosen(CODE_GRPO, 0)
+  said |= chosen(CODE, 0) | CODE_TABLES[name]
+  ours = {f: v for f, v in (OURS | EVERY_25).items() if f not in said}
+  found = configs.flatten(recipes.load(name))
+  assert found == configs.flatten(Experiment(name=name)) | flat_views('renio_code') | ours | said
+
+
+def test_the_teacher_of_programs_reads_the_parts_in_order():
+  views = wording.load('renio_code')
+  parts = [
+    'Problem: {problem}',
+    'Begin of',
+    '{solution}',
+    'End of',
+    'understand the algorithm',
+    'Do not copy',
+  ]
+  parts += ['from scratch', 'in your own words', 'step by step', 'edge cases', 'Think about', '```python']
+  places = [views['teacher'].index(part) for part in parts]
+  assert places == sorted(places) and views['teacher'].endswith(views['student'].split('\n\n')[-1])
+
+
 # --- All of them.
 
-FAMILIES = (effopd, opsd_more, renio, rethinking_opd, rethinking_opd_more)
+FAMILIES = (effopd, opsd_more, renio, renio_code, rethinking_opd, rethinking_opd_more)
 EVERY = [make.__name__ for family in FAMILIES for make in family.RECIPES]
 
 
 def test_every_recipe_has_a_table():
-  assert set(EVERY) == {*RENIO_TABLES, *SECTIONS, *AROUND, 'effopd_qwen2p5_7b', 'exopd_qwen2p5_7b'}
+  tables = {*RENIO_TABLES, *CODE_TABLES, *SECTIONS, *AROUND}
+  assert set(EVERY) == tables | {'effopd_qwen2p5_7b', 'exopd_qwen2p5_7b'}
   assert not set(EVERY) & set(TABLES) and MARCH
 
 

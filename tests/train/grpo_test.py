@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import types
 
 import jax
@@ -15,6 +16,8 @@ from opsd_jax.config import ConfigError
 from opsd_jax.distill import packing, scoring
 from opsd_jax.distill.config import ObjectiveConfig
 from opsd_jax.experiment import build, validate
+from opsd_jax.grade import grading
+from opsd_jax.grade.config import GradeConfig
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import model
 from opsd_jax.records import Graded, Problem, Prompts, Rollout, Sampled, Verdict
@@ -65,14 +68,14 @@ def known():
   return log_probs(make_params(SPEC)) + off, log_probs(make_params(SPEC, 1))
 
 
-def oracle(config, params, old):
+def oracle(config, params, old, advantage=ADVANTAGE):
   """The loss [B, T] of every token times its weight, 0 on padding."""
   logp, total = log_probs(params), np.zeros((ROWS, WIDTH))
   for row, length in enumerate(LENGTHS):
     samples = 1 / (LENGTHS > 0).sum() / max(length, 1)
     weight = 1 / LENGTHS.sum() if config.reduction == 'token_mean' else samples
     for t in range(length):
-      value, _ = transcribed(config, logp[row, t], old[row, t], ADVANTAGE[row], known()[1][row, t])
+      value, _ = transcribed(config, logp[row, t], old[row, t], advantage[row], known()[1][row, t])
       total[row, t] = weight * value
   return total
 
@@ -189,6 +192,29 @@ def test_log_probs_by_the_initial_weights():
     np.testing.assert_allclose(np.where(real, found, 0), np.where(real, known()[1], 0), atol=SAME)
 
 
+def test_shares_of_tests_are_rewards():
+  """From programs that pass some of their tests to the loss and the gradient of the step."""
+  shares = np.array([0, 0.5, 1, 0.5, 0, 1, 1, 1] * 2)  # of two tests, what the program of a row passes
+  numbers = [str(n) for n in range(2)]
+  answer = json.dumps({'inputs': numbers, 'outputs': numbers})
+  texts = [f'```python\nn = int(input())\nprint(n if n < {2 * share} else "no")\n```' for share in shares]
+  graded = grading.grade(texts, [answer] * ROWS, GradeConfig(rules='programs'))
+  prompts, _, rollout = make_batch()
+  rewards = grpo.Drawn([None] * QUESTIONS, prompts, rollout, graded).rewards()
+  groups = shares.reshape(QUESTIONS, PER_QUESTION)
+  np.testing.assert_array_equal(rewards, groups)
+  spread = np.sqrt(((groups - groups.mean(1, keepdims=True)) ** 2).sum(1, keepdims=True) / (PER_QUESTION - 1))
+  ahead = np.float32((groups - groups.mean(1, keepdims=True)) / (spread + 1e-4)).ravel()
+  advantage = grpo.surrogate.advantages(rewards, 'group').ravel()
+  np.testing.assert_allclose(advantage, ahead, rtol=1e-6)
+  assert np.unique(np.abs(advantage).round(4)).size > 1 and (graded.correct != (shares > 0)).any()
+  state, report, _ = step(CONFIG, advantage=advantage)
+  old = known()[0]
+  np.testing.assert_allclose(report.loss, oracle(CONFIG, make_params(SPEC), old, ahead).sum(), atol=SAME)
+  direction, expected = differences(lambda p: oracle(CONFIG, p, old, ahead).sum())
+  assert flat(gradient(state)) @ flat(direction) == pytest.approx(expected, rel=SAME)
+
+
 # What is drawn.
 
 
@@ -233,6 +259,19 @@ def test_dynamic_sampling_takes_the_first_whose_rewards_differ():
   assert [p.id for p in found.problems] == ['q2', 'q4']
   assert found.rollout.ids[:, 0].tolist() == [20, 21, 40, 41] and found.prompts.ids.tolist() == [[2], [4]]
   assert found.rewards().tolist() == [[0, 1], [0, 1]] and found.rollout.length.tolist() == [3] * 4
+
+
+def test_shares_stay_with_their_rollouts():
+  shares = (0.2, 0.2, 0.0, 0.6, 1.0, 1.0, 0.4, 0.8)
+  parts = [drawn([f'q{i}', f'q{i + 1}'], np.zeros((2, 2))) for i in (1, 3)]
+  parts = [
+    one._replace(graded=dataclasses.replace(one.graded, shares=shares[at : at + 4]))
+    for one, at in zip(parts, (0, 4))
+  ]
+  everything = grpo._together(parts)
+  assert everything.rewards().tolist() == [[0.2, 0.2], [0, 0.6], [1, 1], [0.4, 0.8]]
+  found = grpo.choose(everything, 2, mixed=True)
+  assert [p.id for p in found.problems] == ['q2', 'q4'] and found.rewards().tolist() == [[0, 0.6], [0.4, 0.8]]
 
 
 def test_where_too_few_differ_others_fill_the_shape_and_are_not_trained_on():

@@ -42,12 +42,12 @@ class ProgramsConfig:
   python: str = ''
 
 
-def validate(config: ProgramsConfig) -> None:
-  """Raises `ConfigError` for limits under which nothing runs."""
-  require_choice('programs.namespaces', config.namespaces, ('auto', 'require', 'off'))
+def validate(config: ProgramsConfig, setting: str = 'programs') -> None:
+  """Raises `ConfigError` for limits under which nothing runs; `setting` is what they go by in messages."""
+  require_choice(f'{setting}.namespaces', config.namespaces, ('auto', 'require', 'off'))
   for name in ('seconds', 'call_seconds', 'memory_gib', 'disk_mib', 'output_mib', 'processes', 'workers'):
     value = getattr(config, name)
-    require(value > 0, f'programs.{name} is {value}; it must be positive.')
+    require(value > 0, f'{setting}.{name} is {value}; it must be positive.')
   require(
-    config.memory_gib >= 0.125, f'programs.memory_gib is {config.memory_gib}; Python itself needs 0.125.'
+    config.memory_gib >= 0.125, f'{setting}.memory_gib is {config.memory_gib}; Python itself needs 0.125.'
   )

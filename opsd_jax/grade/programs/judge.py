@@ -91,7 +91,7 @@ def find_walls(folder: str, config: ProgramsConfig) -> Walls:
   patient = dataclasses.replace(config, seconds=_PROBE_SECONDS, call_seconds=_PROBE_SECONDS)
   for namespaces in tried:
     walls = Walls(namespaces, users=process.has_users())
-    outcome = _run(_PROBE, _PROBE.solution, (), folder, walls, patient)
+    outcome = run(_PROBE, _PROBE.solution, (), folder, walls, patient)
     if outcome.verdicts.get('base') == Verdict.CORRECT:
       if not namespaces:
         logging.getLogger('absl').warning('programs.namespaces: %s', _missing(walls))
@@ -115,7 +115,7 @@ def _record(task: Task, folder: str, walls: Walls, config: ProgramsConfig) -> Ou
   """The canonical solution's results."""
   seconds, call_seconds = _TRUST * config.seconds, _TRUST * config.call_seconds
   longer = dataclasses.replace(config, seconds=seconds, call_seconds=call_seconds)
-  return _run(task, task.solution, (), folder, walls, longer, record=True)
+  return run(task, task.solution, (), folder, walls, longer, record=True)
 
 
 def _verdicts(
@@ -129,11 +129,11 @@ def _verdicts(
     return dict.fromkeys(task.suites, Verdict.ERROR if failed else Verdict.GOLD_UNPARSABLE)
   needed = _PATIENCE * record.seconds if record else task.known_calls * config.call_seconds / _PATIENCE
   config = dataclasses.replace(config, seconds=max(config.seconds, needed))
-  outcome = _run(task, program, record.recorded if record else (), folder, walls, config)
-  return {name: _verdict(outcome, name) for name in task.suites}
+  outcome = run(task, program, record.recorded if record else (), folder, walls, config)
+  return {name: verdict(outcome, name) for name in task.suites}
 
 
-def _run(
+def run(
   task: Task,
   program: str,
   recorded: Sequence[str],
@@ -142,7 +142,10 @@ def _run(
   config: ProgramsConfig,
   record: bool = False,
 ) -> Outcome:
-  """`sandbox.run`; that one program cannot be started is no reason to lose the verdicts on the others."""
+  """`sandbox.run` of a program on a task's tests.
+
+  That one program cannot be started is no reason to lose the verdicts on the others.
+  """
   asked = referee_paper(task, recorded)
   try:
     return sandbox.run(program_paper(task, program), asked, folder, walls, config, record)
@@ -150,7 +153,8 @@ def _run(
     return Outcome({}, 'failed', str(error))
 
 
-def _verdict(outcome: Outcome, suite: str) -> Verdict:
+def verdict(outcome: Outcome, suite: str) -> Verdict:
+  """The verdict on a suite; where the referee decided none, what ended the program says it."""
   if suite in outcome.verdicts:
     return Verdict(outcome.verdicts[suite])
   return {'timeout': Verdict.TIMEOUT, 'disk': Verdict.WRONG}.get(outcome.end, Verdict.ERROR)

@@ -116,9 +116,10 @@ def _record(ask: Ask, call: bytes, record: int) -> None:
 
 
 def _streams(suite: Mapping[str, Any], ask: Ask, expected: Iterator[str], record: int | None) -> str:
+  same = compare.exact_text if suite['exact'] else compare.same_text
   for place, (typed, wanted) in enumerate(zip(suite['typed'], suite['printed'], strict=True)):
     found = ask(typed.encode()).decode('utf-8', 'replace')
-    if not compare.same_text(found, wanted):
+    if not same(found, wanted):
       return f'input {place}: another output'
   return ''
 

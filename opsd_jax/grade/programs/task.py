@@ -39,10 +39,14 @@ class Script:
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-  """What the whole program prints is compared, for each text on its standard input."""
+  """What the whole program prints is compared, for each text on its standard input.
+
+  `exact`: the texts must be equal but for outer blanks; else lines and numbers must be.
+  """
 
   typed: tuple[str, ...]
   printed: tuple[str, ...]
+  exact: bool = False
 
 
 Tests = Calls | Script | Streams
@@ -114,7 +118,8 @@ def _described(task: Task, tests: Tests) -> dict[str, Any]:
       own = {'solution': task.solution, 'entry': task.entry_point}
       return {'kind': 'script', 'script': tests.parts, 'check': tests.check} | own
     case Streams():
-      return {'kind': 'streams', 'typed': tests.typed, 'printed': tests.printed}
+      told = {'typed': tests.typed, 'printed': tests.printed, 'exact': tests.exact}
+      return {'kind': 'streams'} | told
 
 
 def encoded_calls(arguments: Iterable[Sequence[Any]]) -> tuple[str, ...]:

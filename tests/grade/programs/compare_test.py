@@ -57,6 +57,10 @@ def test_close(found, expected, tolerance, same):
     ('found', [], True, None, False),
     ('anything', [], 'x', 3, True),
     ('or_zero', [], 0, 7, True),
+    ('boxed', [], (1, 2), [1, 2], True),
+    ('boxed', [], (1, 2), [[1, 2]], True),
+    ('boxed', [], [1, 2], [[1], [2]], False),
+    ('boxed', [], [[3]], [3], False),
     ('or_zero', [], 6, 7, False),
     ('root', [[-6, 1, 1]], 2.0, -3.0, True),  # x² + x - 6 has two roots
     ('root', [[-6, 1, 1]], 2.1, -3.0, False),
@@ -96,3 +100,17 @@ def test_a_result_that_does_not_compare_is_an_exception():
 )
 def test_same_text(found, expected, same):
   assert compare.same_text(found, expected) == same
+
+
+@pytest.mark.parametrize(
+  ('found', 'expected', 'same'),
+  [
+    ('1\n', '1', True),
+    (' 1 2\n\n', '1 2\n', True),
+    ('1.0', '1', False),
+    ('1  2', '1 2', False),
+    ('1 \n2', '1\n2', False),
+  ],
+)
+def test_exact_texts(found, expected, same):
+  assert compare.exact_text(found, expected) == same
