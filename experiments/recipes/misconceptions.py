@@ -101,7 +101,7 @@ def misconceptions() -> Experiment:
       optimizer=dataclasses.replace(optimizer, decay_updates=150),
     ),
     optimizer=dataclasses.replace(
-      optimizer, learning_rate=3e-4, schedule='constant', warmup_updates=5, decay_updates=0
+      optimizer, learning_rate=1e-4, schedule='constant', warmup_updates=5, decay_updates=0
     ),
     loop=LoopConfig(updates=80, evaluate_every=10),
     evaluate=EvaluateConfig(
