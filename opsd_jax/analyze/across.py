@@ -83,10 +83,16 @@ def _last(rows: Sequence[Row]) -> Row:
   return rows[-1] if rows else {}
 
 
-def reached(way: Course, target: float) -> tuple[float, float] | None:
-  """Completion tokens and FLOPs at the first validation that is at least `target`, else None."""
+def reached(way: Course, target: float) -> dict[str, float]:
+  """Completion tokens, FLOPs and accuracy on other tasks at the first validation that is at least `target`.
+
+  Empty where none is.
+  """
   there = np.flatnonzero(way.accuracy >= target)
-  return (way.tokens[there[0]], way.flops[there[0]]) if len(there) else None
+  if not len(there):
+    return {}
+  kept = {f'{name}_at_target': float(values[there[0]]) for name, values in way.kept.items()}
+  return {'tokens_to_target': way.tokens[there[0]], 'flops_to_target': way.flops[there[0]]} | kept
 
 
 def summarise(found: Sequence[Run], target: float) -> dict[str, dict[str, Any]]:
@@ -117,12 +123,10 @@ def _arm(
   if all(spent):
     shown |= {key: mean(values) for key, values in _spent(spent).items()}
   ways = [way for run, _ in have if (way := course(run, name)) is not None]
-  there = [at for way in ways if (at := reached(way, target)) is not None]
+  there = [at for way in ways if (at := reached(way, target))]
   if ways:
     shown['reached'] = len(there)
-  if there:
-    shown |= {f'{kind}_to_target': mean(v) for kind, v in zip(('tokens', 'flops'), zip(*there), strict=True)}
-  return shown
+  return shown | _by_key(there)
 
 
 def _spent(ledgers: Sequence[Row]) -> dict[str, list[float]]:
@@ -147,6 +151,7 @@ def cells(
   header = ['arm', 'sampled %', 'greedy %', 'points behind OPSD', *(f'{name} %' for name in others)]
   goal = f'{100 * target:g} %'
   header += ['updates', 'tokens', 'scored', 'TFLOPs', f'tokens to {goal}', f'TFLOPs to {goal}']
+  header += [f'{name} % then' for name in others]
   rows = [header]
   for name, arm in summary.items():
     there = f' ({arm["reached"]}/{arm["seeds"]})' if arm.get('reached') else ''
@@ -163,6 +168,7 @@ def cells(
         _number(arm.get('flops'), 1e12),
         _number(arm.get('tokens_to_target'), 1e3, 'k') + there,
         _number(arm.get('flops_to_target'), 1e12),
+        *(_share(arm.get(f'{other}_at_target')) for other in others),
       ]
     )
   return rows

@@ -73,6 +73,7 @@ def test_what_stands_in_the_summary(found):
   assert (summary['opsd']['reached'], summary['opsd']['seeds']) == (2, 3)
   assert summary['opsd']['tokens_to_target'] == pytest.approx((200, 0))
   assert summary['opsd']['flops_to_target'].value == 2e9
+  assert summary['opsd']['old_at_target'] == (0.5, 0)
   assert 'tokens_to_target' not in summary['other']
   assert 'updates' not in summary['base']
 
@@ -92,7 +93,7 @@ def test_the_tables(found):
   assert {len(row) for row in rows} == {len(rows[0])}
   assert rows[0][:5] == ['arm', 'sampled %', 'greedy %', 'points behind OPSD', 'old %']
   assert rows[2][:5] == ['OPSD', '80.0 ± 24.8', '40.0 ± 12.4', table.NONE, '20.0 ± 24.8']
-  assert rows[2][-2:] == ['0.20k (2/3)', '0.00']
+  assert rows[2][-3:] == ['0.20k (2/3)', '0.00', '50.0 ± 0.0']
   assert across.level_cells(summary)[0] == ['arm', 'level 5 %', 'level 10 %']
 
 
