@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from opsd_jax.data import source
 from opsd_jax.evaluate import accuracy, retention, statistics
 from opsd_jax.experiment import Control, Experiment, assemble, with_control
 from opsd_jax.files import write_json
@@ -201,7 +202,9 @@ def _evaluate(
   for v in (*verdicts, *asked):
     spent += ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel(), adapters)
   row = _row(measured, setup) | {
-    'levels': accuracy.by_level(setup.splits.test, verdicts[0].correct),
+    'levels': accuracy.by_level(
+      [source.level(setup.data, p) for p in setup.splits.test], verdicts[0].correct
+    ),
     'retention': others,
     'updates': updates,
     'spent': dataclasses.asdict(spent),

@@ -1,7 +1,8 @@
 """The same experiment over several seeds: means with intervals, and how soon every arm got where.
 
-An interval is Student's t at 95 % over the seeds, each of which has a base model (and perhaps problems) of
-its own: it says how a number would move with another seed, not with other test problems.
+An interval is Student's t at 95 % over the seeds, each of which has a base model of its own: it says how a
+number would move with another seed. Where the seeds share their test problems it does not say how it would
+move with others.
 """
 
 import os
