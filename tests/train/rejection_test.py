@@ -141,7 +141,7 @@ def test_what_is_asked_about_is_named_in_order():
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'line_times': 1}, 'reject.line_times is 1, which would reject every rollout; set at least 2'),
+    ({'line_times': 1}, 'reject.line_times is 1; set at least 2'),
     ({'window_times': -1}, 'reject.window_times is -1'),
     ({'block_times': 1}, 'reject.block_times is 1'),
     ({'line_chars': 0}, 'reject.line_chars is 0; it must be positive'),
