@@ -239,7 +239,9 @@ def _results(
     'cold_start': seconds['cold_start'],
     'opsd': seconds['opsd'],
     'controls': sum(seconds[c.name] for c in experiment.controls),
-    **{name: spent for name, spent in seconds.items() if re.match('teacher($|_of_)', name)},
+    'teacher': sum(
+      {arms[n].seconds for n in arms if re.match('teacher($|_of_)', n)}
+    ),  # those that are shared once
     'evaluation': sum(row['seconds'] for row in evaluated.values()),
   }
   table = {

@@ -84,16 +84,26 @@ def _last(rows: Sequence[Row]) -> Row:
   return rows[-1] if rows else {}
 
 
-def reached(way: Course, target: float) -> dict[str, float]:
-  """Completion tokens, FLOPs and accuracy on other tasks at the first validation that is at least `target`.
+def reached(way: Course, base: Mapping[str, Any], target: float) -> dict[str, float]:
+  """Completion tokens, FLOPs and accuracy on other tasks where the accuracy first is `target`.
 
-  Empty where none is.
+  Between two validations, and between the `base`'s row of the table and the first one, all go in a straight
+  line. Empty where the target is not reached.
   """
-  there = np.flatnonzero(way.accuracy >= target)
+  accuracy = np.array([base['sampled_accuracy'], *way.accuracy])
+  there = np.flatnonzero(accuracy >= target)
   if not len(there):
     return {}
-  kept = {f'{name}_at_target': float(values[there[0]]) for name, values in way.kept.items()}
-  return {'tokens_to_target': way.tokens[there[0]], 'flops_to_target': way.flops[there[0]]} | kept
+  after = max(there[0], 1)
+  share = (target - accuracy[after - 1]) / (accuracy[after] - accuracy[after - 1]) if there[0] else 0.0
+
+  def at(values: np.ndarray, first: float) -> float:
+    ends = np.array([first, *values])[[after - 1, after]]
+    return float(ends[0] + share * (ends[1] - ends[0]))
+
+  others = {name: row['accuracy'] for name, row in base.get('retention', {}).items()}
+  kept = {f'{name}_at_target': at(values, others.get(name, np.nan)) for name, values in way.kept.items()}
+  return {'tokens_to_target': at(way.tokens, 0), 'flops_to_target': at(way.flops, 0)} | kept
 
 
 def summarise(found: Sequence[Run], target: float) -> dict[str, dict[str, Any]]:
@@ -123,8 +133,8 @@ def _arm(
   spent = [run.results.get('arms', {}).get(name) for run, _ in have]
   if all(spent):
     shown |= {key: mean(values) for key, values in _spent(spent).items()}
-  ways = [way for run, _ in have if (way := course(run, name)) is not None]
-  there = [at for way in ways if (at := reached(way, target))]
+  ways = [(way, arms['base']) for run, arms in have if (way := course(run, name)) is not None]
+  there = [at for way in ways if (at := reached(*way, target))]
   if ways:
     shown['reached'] = len(there)
   return shown | _by_key(there)
