@@ -66,7 +66,9 @@ _VERL = FieldsConfig(problem='prompt.0.content', solution=None, answer='reward_m
 # with another instruction, of which the files have doubled braces; `deepmath` is DeepMath-103K, and
 # `deepmath_verl` its deduplicated form; `openthoughts` are the 30,000 problems of OPSD, `openthoughts_114k`
 # the mathematics of OpenThoughts-114k, where not every row has a boxed answer, `openthoughts_114k_code` its
-# programs. In `mbpp` the function's name stands in the tests alone: a view must show `{answer}`.
+# programs. In `mbpp` the function's name stands in the tests alone: a view must show `{answer}`. Its
+# `test_setup_code` is not read, so that no program passes the tests of 367, 596, 601 and 927: they want names
+# that this code or the canonical program defines.
 NAMED = {
   'default': FieldsConfig(),
   'dapo': dataclasses.replace(

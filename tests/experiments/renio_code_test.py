@@ -74,8 +74,12 @@ def test_rollouts_are_graded_by_the_tests_of_their_problems(model, tmp_path):
   assert graded.verdicts == (Verdict.CORRECT, Verdict.WRONG, Verdict.WRONG, Verdict.UNFORMATTED)
   for keep, rows in (('correct', [0]), ('incorrect', [1, 2, 3])):
     assert np.flatnonzero(weighing.kept(WeighConfig(keep=keep), graded)).tolist() == rows
-  report = distill.describe(StepReport(np.float32(0), {}, True, {}, 1, None), rollout, graded)
-  assert report['reward'] == np.mean(SHARES) and report['accuracy'] == 0.25
+  step = StepReport(np.float32(0), {}, True, {}, 1, None)
+  report = distill.describe(step, rollout, graded)
+  assert report['reward'] == np.mean(SHARES) and report['accuracy'] == 0.25 and report['graded_errors'] == 0
+  failed = dataclasses.replace(graded, verdicts=(*graded.verdicts[:3], Verdict.ERROR))
+  assert distill.describe(step, rollout, failed)['graded_errors'] == 0.25
+  assert 'graded_errors' not in distill.describe(step, rollout, dataclasses.replace(failed, shares=None))
 
 
 @pytest.mark.parametrize(
