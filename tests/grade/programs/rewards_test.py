@@ -265,18 +265,65 @@ def problem_of(row, config):
   return fields.reader(config, 'train', 'ours', lambda i: f'line {i}')(0, row)
 
 
+OPENTHOUGHTS = FieldsConfig.named('openthoughts_114k_code')
+
+
 def test_tests_take_the_place_of_the_answer():
-  row = {'problem': 'Double.', 'ground_truth_solution': PRINTS[0], 'test_cases': DOUBLED}
-  config = FieldsConfig.named('openthoughts_114k_code')
-  assert problem_of(row, config).answer == DOUBLED and 'test_cases' in config.columns()
-  nested = dataclasses.replace(config, tests='test_cases.all')
+  row = {'problem': 'Double.', 'deepseek_solution': fenced(PRINTS[0]), 'test_cases': DOUBLED}
+  row |= {'ground_truth_solution': None, 'starter_code': None}
+  found = problem_of(row, OPENTHOUGHTS)
+  assert (found.problem, found.solution, found.answer) == ('Double.', fenced(PRINTS[0]), DOUBLED)
+  assert {'test_cases', 'starter_code'} <= set(OPENTHOUGHTS.columns())
+  nested = dataclasses.replace(OPENTHOUGHTS, tests='test_cases.all')
   grouped = row | {'test_cases': {'all': json.loads(DOUBLED)}}
   assert given.read(problem_of(grouped, nested).answer) == given.read(DOUBLED)
   for blank in (None, ' '):
     with pytest.raises(ConfigError, match='test_cases.*data.fields.tests.*leave the row out'):
-      problem_of(row | {'test_cases': blank}, config)
-  with pytest.raises(ConfigError, match='data.fields.tests.*no JSON'):
-    problem_of(row | {'test_cases': [b'1']}, config)
+      problem_of(row | {'test_cases': blank}, OPENTHOUGHTS)
+
+
+@pytest.mark.parametrize(
+  ('tests', 'word'),
+  [
+    ('{"inputs": [], "outputs": []}', 'not one test'),
+    ({'inputs': [], 'outputs': []}, 'not one test'),
+    ('42', 'neither inputs and outputs'),
+    ('1 2', 'no JSON'),
+    ([b'1'], 'not JSON'),
+    (json.loads(nested(500, 'null')), 'too deep'),
+  ],
+)
+def test_tests_that_cannot_be_read_are_found_with_their_row(tests, word):
+  row = {'problem': 'p', 'solution': '', 'tests': tests}
+  config = FieldsConfig(tests='tests')
+  with pytest.raises(
+    ConfigError, match=f"^line 0: the field 'tests' .data.fields.tests. .*{word}.*leave it out"
+  ):
+    problem_of(row, config)
+
+
+CALLED = json.dumps({'fn_name': 'pair', 'inputs': [[1, 2]], 'outputs': [[1, 2]]})
+
+
+@pytest.mark.parametrize(
+  ('question', 'starter', 'tests', 'shown'),
+  [
+    ('Pair.', 'def pair(a, b):\n', CALLED, 'Pair.\n\ndef pair(a, b):\n'),
+    ('Write `pair`.', None, CALLED, 'Write `pair`.'),
+    ('Write `pair`.', ' ', CALLED, 'Write `pair`.'),
+    ('Write a program.', 'def main():', DOUBLED, 'Write a program.'),  # which the tests do not call
+    ('Write pairs.', '', CALLED, None),
+    ('Write it.', 'class Solution:\n  def other(self):', CALLED, None),
+  ],
+)
+def test_a_function_is_named_under_the_question_or_the_row_is_refused(question, starter, tests, shown):
+  row = {'problem': question, 'deepseek_solution': '', 'test_cases': tests, 'starter_code': starter}
+  if shown is not None:
+    assert problem_of(row, OPENTHOUGHTS).problem == shown
+    return
+  with pytest.raises(ConfigError, match="line 0: the tests call 'pair'.*'starter_code'.*leave the row out"):
+    problem_of(row, OPENTHOUGHTS)
+  assert problem_of(row, dataclasses.replace(OPENTHOUGHTS, starter=None)).problem == question
 
 
 @pytest.mark.parametrize(
