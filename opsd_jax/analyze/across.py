@@ -29,6 +29,7 @@ class Course(NamedTuple):
 
   Attributes:
     accuracy: share of right answers, float [K].
+    updates: until then.
     tokens: completion tokens until then, sampled or given.
     scored: completion tokens read by the student for its loss, by the teacher, or for weights of samples.
     flops: model FLOPs.
@@ -36,6 +37,7 @@ class Course(NamedTuple):
   """
 
   accuracy: np.ndarray
+  updates: np.ndarray
   tokens: np.ndarray
   scored: np.ndarray
   flops: np.ndarray
@@ -77,7 +79,8 @@ def course(run: Run, name: str) -> Course | None:
   others = [n for n in rows[0] if n.startswith(_KEPT) and n.endswith('/accuracy')]
   kept = {n.split('/')[1]: np.array([row.get(n, np.nan) for row in rows], float) for n in others}
   accuracy = np.array([row['validation_accuracy'] for row in rows], float)
-  return Course(accuracy, total(_TOKENS), total(_SCORED), total(('total/flops',)), kept)
+  updates = total(('step',))
+  return Course(accuracy, updates, total(_TOKENS), total(_SCORED), total(('total/flops',)), kept)
 
 
 def _last(rows: Sequence[Row]) -> Row:
@@ -85,7 +88,7 @@ def _last(rows: Sequence[Row]) -> Row:
 
 
 def reached(way: Course, base: Mapping[str, Any], target: float) -> dict[str, float]:
-  """Completion tokens, FLOPs and accuracy on other tasks where the accuracy first is `target`.
+  """Updates, completion tokens, FLOPs and accuracy on other tasks where the accuracy first is `target`.
 
   Between two validations, and between the `base`'s row of the table and the first one, all go in a straight
   line. Empty where the target is not reached.
@@ -103,7 +106,8 @@ def reached(way: Course, base: Mapping[str, Any], target: float) -> dict[str, fl
 
   others = {name: row['accuracy'] for name, row in base.get('retention', {}).items()}
   kept = {f'{name}_at_target': at(values, others.get(name, np.nan)) for name, values in way.kept.items()}
-  return {'tokens_to_target': at(way.tokens, 0), 'flops_to_target': at(way.flops, 0)} | kept
+  costs = {'updates': way.updates, 'tokens': way.tokens, 'flops': way.flops}
+  return {f'{name}_to_target': at(values, 0) for name, values in costs.items()} | kept
 
 
 def summarise(found: Sequence[Run], target: float) -> dict[str, dict[str, Any]]:
@@ -161,7 +165,8 @@ def cells(
   others = list(dict.fromkeys(key for arm in summary.values() for key in arm['kept']))
   header = ['arm', 'sampled %', 'greedy %', 'points behind OPSD', *(f'{name} %' for name in others)]
   goal = f'{100 * target:g} %'
-  header += ['updates', 'tokens', 'scored', 'TFLOPs', f'tokens to {goal}', f'TFLOPs to {goal}']
+  header += ['updates', 'tokens', 'scored', 'TFLOPs']
+  header += [f'{cost} to {goal}' for cost in ('updates', 'tokens', 'TFLOPs')]
   header += [f'{name} % then' for name in others]
   rows = [header]
   for name, arm in summary.items():
@@ -177,7 +182,8 @@ def cells(
         _number(arm.get('tokens'), 1e3, 'k'),
         _number(arm.get('scored'), 1e3, 'k'),
         _number(arm.get('flops'), 1e12),
-        _number(arm.get('tokens_to_target'), 1e3, 'k') + there,
+        _number(arm.get('updates_to_target'), 1) + there,
+        _number(arm.get('tokens_to_target'), 1e3, 'k'),
         _number(arm.get('flops_to_target'), 1e12),
         *(_share(arm.get(f'{other}_at_target')) for other in others),
       ]

@@ -82,7 +82,9 @@ def test_what_stands_in_the_summary(found):
 def test_a_target_before_the_first_validation_is_on_the_way_from_the_base(found):
   way, base = across.course(found[0], 'opsd'), arm(0.1)
   there = across.reached(way, base, 0.3)
-  assert there == pytest.approx({'tokens_to_target': 50, 'flops_to_target': 5e8, 'old_at_target': 0.7})
+  assert there == pytest.approx(
+    {'updates_to_target': 0.5, 'tokens_to_target': 50, 'flops_to_target': 5e8, 'old_at_target': 0.7}
+  )
   assert across.reached(way, base, 0.05)['tokens_to_target'] == 0
   assert across.reached(way, base, 0.86) == {}
 
@@ -90,6 +92,7 @@ def test_a_target_before_the_first_validation_is_on_the_way_from_the_base(found)
 def test_a_warm_start_is_part_of_the_course(found):
   way = across.course(found[0], 'other')
   assert way.tokens.tolist() == [140, 240]
+  assert way.updates.tolist() == [2, 3]
   assert way.scored.tolist() == [150, 300]
   assert way.flops.tolist() == [8e9, 9e9]
   assert way.kept['old'].tolist() == [0.5, 0.5]
@@ -102,7 +105,8 @@ def test_the_tables(found):
   assert {len(row) for row in rows} == {len(rows[0])}
   assert rows[0][:5] == ['arm', 'sampled %', 'greedy %', 'points behind OPSD', 'old %']
   assert rows[2][:5] == ['OPSD', '80.0 ± 24.8', '40.0 ± 12.4', table.NONE, '20.0 ± 24.8']
-  assert rows[2][-3:] == ['0.19k (2/3)', '0.00', '50.0 ± 0.0']
+  assert rows[2][-4] == '1.86 (2/3)'
+  assert rows[2][-3:] == ['0.19k', '0.00', '50.0 ± 0.0']
   assert across.level_cells(summary)[0] == ['arm', 'level 5 %', 'level 10 %']
 
 
