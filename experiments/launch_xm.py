@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.launching import check, command, platforms, start
 from experiments.launching.plan import flag_words, lines
@@ -50,12 +50,14 @@ _EXTRA = flags.DEFINE_multi_string('extra', [], 'A word more for gcloud or xpk, 
 
 def main(arguments: list[str]) -> int:
   """Checks, then prints or starts; 2 for what cannot be launched, 1 if a run failed."""
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # else xmanager's data base tells of its tables
   try:
     return _launch(command.parse(arguments[1:]))
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  except KeyboardInterrupt:  # xmanager ends what runs here when this process ends
+  except KeyboardInterrupt:
     print('\nstopped', file=sys.stderr)
     return 128 + signal.SIGINT
 

@@ -1,14 +1,17 @@
 """Starts a plan through xmanager: packaged once, one work unit a run, one run after the other."""
 
 import asyncio
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from typing import Any
 
 from experiments.launching.plan import Plan, lines
 from opsd_jax.config import ConfigError, require
 
+_ENDING_SECONDS = 60  # for a last checkpoint
 _TOOLS = {
   'gcloud': "install Google Cloud's CLI (cloud.google.com/sdk/docs/install) and run `gcloud auth login`",
   'xpk': 'pip install xpk, in an environment of its own',
@@ -72,14 +75,34 @@ async def add(experiment: Any, plan: Plan) -> list[str]:
 
 
 def start(plan: Plan, title: str) -> list[str]:
-  """Prepares, then runs all; the names of those that failed. The others are run all the same."""
+  """Prepares, then runs all; the names of those that failed. The others are run all the same.
+
+  Raises:
+    KeyboardInterrupt: this process was interrupted or told to end; so was the run, and it has ended.
+  """
   prepare(plan)
-  return asyncio.run(_start(plan, title))
+  try:
+    return asyncio.run(_start(plan, title))
+  except (KeyboardInterrupt, asyncio.CancelledError):
+    _end()
+    raise KeyboardInterrupt from None
+
+
+def _end() -> None:
+  """Ends what was started here. xmanager ends the shell around a run alone, and the run would go on."""
+  import psutil  # which xmanager needs
+
+  started = psutil.Process().children(recursive=True)
+  for process in started:
+    with contextlib.suppress(psutil.NoSuchProcess):
+      process.terminate()
+  psutil.wait_procs(started, timeout=_ENDING_SECONDS)
 
 
 async def _start(plan: Plan, title: str) -> list[str]:
   from xmanager import xm_local
 
+  asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
   failed: list[str] = []
   try:
     async with xm_local.create_experiment(title) as experiment:

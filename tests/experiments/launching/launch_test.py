@@ -9,8 +9,10 @@ import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -173,6 +175,30 @@ def test_nothing_is_started_where_preparing_fails(tools):
   done = launch([*TPU, '--nocheck', '--prepare'], words, launcher(), FAIL='scp', **at(tools))
   assert done.returncode == 2 and 'ended with code 3, so that nothing was started' in done.stderr
   assert [call[0] for call in calls(tools)] == ['git', 'gcloud']
+
+
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
+def test_who_ends_the_launcher_ends_the_run(tools, how):
+  program = tools / 'program'
+  program.write_text(
+    f'#!/bin/sh\ntrap "echo ended >> {tools}/said; exit" TERM\necho began >> {tools}/said\n'
+    'while true; do sleep 0.1; done\n'
+  )
+  program.chmod(0o755)
+  flags = ['--nocheck', f'--python={program}', '--sweep=seed=0,1']
+  started = subprocess.Popen(
+    [launcher(), '-m', 'experiments.launch_xm', *flags, '--', *TRAIN, f'--workdir={tools}/x'],
+    cwd=tiny.REPOSITORY,
+    env=os.environ | at(tools),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while not (tools / 'said').exists():
+    assert started.poll() is None
+    time.sleep(0.1)
+  started.send_signal(how)
+  assert started.communicate(timeout=100)[1].endswith('stopped\n') and started.returncode == 130
+  assert (tools / 'said').read_text() == 'began\nended\n'
 
 
 @pytest.mark.slow
