@@ -177,7 +177,7 @@ def test_nothing_is_started_where_preparing_fails(tools):
   assert [call[0] for call in calls(tools)] == ['git', 'gcloud']
 
 
-@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('how', [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_who_ends_the_launcher_ends_the_run(tools, how):
   program = tools / 'program'
   program.write_text(
