@@ -21,7 +21,7 @@ _REMEDY = (
 def ask(python: str, module: str, runs: Sequence[Sequence[str]]) -> None:
   """Raises ConfigError if a run of `module` with one of these words would refuse its flags or settings."""
   asked = json.dumps({'module': module, 'runs': [list(words) for words in runs]})
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'OPSD_PROCESSES': '1'}
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
   command = [python, '-m', 'experiments.launching.check']
   try:
     done = subprocess.run(command, input=asked, env=environment, text=True, capture_output=True)

@@ -48,11 +48,14 @@ def build(where: Where, command: Command, sweeps: Sequence[str]) -> Plan:
   """
   require_choice('--platform', where.platform, tuple(PLATFORMS))
   shared, runs = expand(command, sweeps)
-  refused = [name for name in _USED if name not in _NEEDED[where.platform] and getattr(where, name)]
-  require(not refused, f'--{" --".join(refused)} says nothing to --platform={where.platform}; leave it out.')
-  for name in _NEEDED[where.platform]:
-    missing = name in _MEANING and not getattr(where, name)
-    require(not missing, f'--platform={where.platform} needs --{name}: {_MEANING.get(name)}.')
+  taken = _TAKEN[where.platform]
+  idle = [
+    name for name in sorted(set().union(*_TAKEN.values())) if name not in taken and getattr(where, name)
+  ]
+  require(not idle, f'--{" --".join(idle)} says nothing to --platform={where.platform}; leave it out.')
+  for name in taken:
+    missing = name in _NEEDED and not getattr(where, name)
+    require(not missing, f'--platform={where.platform} needs --{name}: {_NEEDED.get(name)}.')
   return PLATFORMS[where.platform](where, (command.module, *shared), runs)
 
 
@@ -134,13 +137,13 @@ PLATFORMS: dict[str, Callable[[Where, Sequence[str], Sequence[Run]], Plan]] = {
   'tpu_vm': _tpu_vm,
   'gke': _gke,
 }
-_NEEDED = {
+# Flags that a platform takes; those of `_NEEDED` must be there.
+_TAKEN = {
   'local': (),
   'tpu_vm': ('tpu', 'zone', 'project', 'extra', 'prepare'),
   'gke': ('cluster', 'zone', 'tpu_type', 'image', 'project', 'extra'),
 }
-_USED = ('tpu', 'zone', 'project', 'cluster', 'tpu_type', 'image', 'extra', 'prepare')
-_MEANING = {
+_NEEDED = {
   'tpu': 'the name of a TPU VM that is there (gcloud compute tpus tpu-vm list)',
   'zone': "where it is, as --zone=us-central1-a (gcloud's default is not used: runs say where they are)",
   'cluster': 'the name of a GKE cluster that xpk made (xpk cluster list)',
