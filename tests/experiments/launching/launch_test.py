@@ -182,7 +182,7 @@ def test_who_ends_the_launcher_ends_the_run(tools, how):
   program = tools / 'program'
   program.write_text(
     f'#!/bin/sh\ntrap "echo ended >> {tools}/said; exit" TERM\necho began >> {tools}/said\n'
-    'while true; do sleep 0.1; done\n'
+    'for i in $(seq 600); do sleep 0.1; done\n'
   )
   program.chmod(0o755)
   flags = ['--nocheck', f'--python={program}', '--sweep=seed=0,1']
