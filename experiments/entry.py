@@ -3,16 +3,21 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+from experiments import processes
 from opsd_jax.checkpoint.errors import CheckpointError, chain, describe, is_full
 from opsd_jax.config import ConfigError
 from opsd_jax.rollout.engine.http import EngineError
 from opsd_jax.train.loop import TrainingStopped
+from opsd_jax.train.stopping import Stopped
 
 _EXPECTED = (ConfigError, CheckpointError, TrainingStopped, EngineError)
+# What launchers take for a process that was ended from outside, and start again (xpk: 42, or from 127 on).
+STOPPED = 128 + signal.SIGTERM
 
 
 def run(
@@ -25,7 +30,7 @@ def run(
 
   `words` is the advice for a word that is no flag. `operands` names the words that the command takes, in
   order: all must be there, and `main` is called with them. Ends with code 2 for a setting that cannot work,
-  1 for a run that had to stop, else with `main`'s.
+  1 for a run that had to stop, `STOPPED` for one that was asked to, else with `main`'s.
   """
   sys.modules['__main__'].__doc__ = documentation
 
@@ -42,14 +47,32 @@ def run(
     except BrokenPipeError:  # who read our output, such as `| head`, has seen enough
       _discard_output()
       return 128 + signal.SIGPIPE
+    except Stopped as error:
+      print(error, file=sys.stderr)
+      return STOPPED
     except (*_EXPECTED, OSError) as error:
       message = explain(error)
       if message is None:
+        _fail_among_others(error)
         raise
       print(f'error: {message}', file=sys.stderr)
-      return 2 if isinstance(error, ConfigError) else 1
+      code = 2 if isinstance(error, ConfigError) else 1
+      if not isinstance(error, TrainingStopped):  # which all have come to
+        processes.leave(code)
+      return code
+    except Exception as error:
+      _fail_among_others(error)
+      raise
 
   app.run(guarded)
+
+
+def _fail_among_others(error: Exception) -> None:
+  """Where other processes wait for this one, says what happened and ends it."""
+  if processes.joined():
+    traceback.print_exc()
+    # JAX's own errors are also those of a collective that a peer did not come to.
+    processes.leave(1, perhaps_a_peer=type(error).__name__ == 'JaxRuntimeError')
 
 
 def taken(given: Sequence[str], operands: Sequence[str], words: str) -> Sequence[str]:

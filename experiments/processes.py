@@ -6,6 +6,10 @@ hand it takes `JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=N JAX_PROCESS
 means that this process is alone, whatever the others say.
 """
 
+import faulthandler
+import os
+import sys
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,6 +18,8 @@ from opsd_jax.config import ConfigError, require
 # A process that is gone is noticed after this long (JAX waits 100 s), one that has not come yet after that.
 HEARTBEAT_SECONDS = 30
 ARRIVAL_SECONDS = 300
+# What the others may still take to say why they end as well, before the first process takes its leave.
+_LAST_WORDS_SECONDS = 5
 
 _BY_HAND = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 _COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'MEGASCALE_NUM_SLICES')
@@ -79,6 +85,8 @@ def join(environment: Mapping[str, str]) -> None:
   peers = find(environment)
   if peers is None or jax.distributed.is_initialized():
     return
+  # It would take SIGTERM for itself, which `train.stopping` hears.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       **peers._asdict(), initialization_timeout=ARRIVAL_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
@@ -88,3 +96,29 @@ def join(environment: Mapping[str, str]) -> None:
       f'the processes of this run did not meet: {error}. Start the same command on every host, or set '
       'OPSD_PROCESSES=1 for a run of one process.'
     ) from error
+  # When another process is gone, JAX says which and aborts: a hundred idle threads would hide the words.
+  faulthandler.enable(all_threads=False)
+
+
+def joined() -> bool:
+  """Whether there are others."""
+  return 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized()
+
+
+def leave(code: int, *, perhaps_a_peer: bool = False) -> None:
+  """Ends this process, which failed, without the others; does nothing where it is alone.
+
+  They wait for it, and JAX would first wait for them: five minutes. With `perhaps_a_peer` the failure may be
+  that another process is gone. Then JAX ends this one soon, and says so.
+  """
+  if not joined():
+    return
+  import jax
+
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if perhaps_a_peer:
+    time.sleep(HEARTBEAT_SECONDS)
+  elif jax.process_index() == 0:
+    time.sleep(_LAST_WORDS_SECONDS)
+  os._exit(code)

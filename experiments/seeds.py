@@ -8,7 +8,9 @@ shows their means with curves. A seed in --set is replaced by those of --seeds.
 """
 
 import os
+from typing import Any
 
+import jax
 from absl import flags
 
 from experiments import common, study
@@ -44,7 +46,14 @@ def main(experiment: Experiment) -> None:
   results = []
   for each, setup, folder in zip(seeded, setups, folders, strict=True):
     results.append(study.run(each, setup, folder))
-    write_report(folder)
+    if jax.process_index() == 0:
+      write_report(folder)
+  if jax.process_index() == 0:
+    _tell(experiment, root, folders, results)
+
+
+def _tell(experiment: Experiment, root: str, folders: list[str], results: list[dict[str, Any]]) -> None:
+  """Writes and prints what all seeds say together."""
   found = across.read(folders)
   summary = across.summarise(found, _TARGET.value)
   means = {'target': _TARGET.value, 'mean': across_report.plain(summary)}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from opsd_jax import hosts
 from opsd_jax.data import source
 from opsd_jax.evaluate import accuracy, retention, statistics
 from opsd_jax.experiment import Control, Experiment, assemble, with_control
@@ -70,7 +71,8 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
       evaluated['opsd_best'] = _evaluate_best(setup, base, chosen, arms['opsd'], evaluated['opsd'], workdir)
   _add_recovery(evaluated, taught)
   results = _results(experiment, setup, arms, evaluated, taught)
-  write_json(os.path.join(workdir, 'results.json'), results)
+  if jax.process_index() == 0:
+    write_json(os.path.join(workdir, 'results.json'), results)
   return results
 
 
@@ -185,11 +187,9 @@ def _evaluate(
 ) -> dict[str, Any]:
   """Measures one arm, or reads what an earlier call measured after as many updates."""
   updates = run.progress.updates if run else 0
-  if os.path.exists(path):
-    with open(path) as file:
-      saved = json.load(file)
-    if saved['updates'] == updates:
-      return saved
+  saved = _measured(path, updates)
+  if hosts.told(saved is not None).all():
+    return saved
   began = time.monotonic()
   measured, verdicts = accuracy.measure(setup.exam, params, setup.splits.test, role, setup.evaluate)
   # The teacher's view has no privilege to show of another task's problems.
@@ -209,8 +209,18 @@ def _evaluate(
     'spent': dataclasses.asdict(spent),
     'seconds': time.monotonic() - began,
   }
-  write_json(path, row)
+  if jax.process_index() == 0:
+    write_json(path, row)
   return row
+
+
+def _measured(path: str, updates: int) -> dict[str, Any] | None:
+  """The row of an earlier call, if it is of as many updates."""
+  if not os.path.exists(path):
+    return None
+  with open(path) as file:
+    saved = json.load(file)
+  return saved if saved['updates'] == updates else None
 
 
 def _row(measured: accuracy.Accuracy, setup: Setup) -> dict[str, Any]:

@@ -11,6 +11,7 @@ setting), metrics.jsonl, checkpoints/, results.json, curves.png and report.html.
 
 import os
 
+import jax
 from absl import flags
 
 from experiments import common, study
@@ -28,6 +29,8 @@ def main(experiment: Experiment) -> None:
   study.check_sampler(experiment)
   workdir = common.claim_workdir(_WORKDIR.value, experiment, setup.origin)
   results = study.run(experiment, setup, workdir)
+  if jax.process_index() != 0:
+    return
   report = write_report(workdir)
   print(format_table(results))
   print(f'\nReport: {os.path.relpath(report)}')

@@ -127,9 +127,15 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def host(tree: Any) -> Any:
-  """The whole value of every array as NumPy, on every process."""
-  if jax.process_count() == 1:
-    return jax.tree.map(np.asarray, tree)
+  """The whole value of every array as NumPy, on every process; every process must ask."""
+  return jax.tree.map(_whole, tree)
+
+
+def _whole(x: Any) -> np.ndarray:
+  if not isinstance(x, jax.Array) or x.is_fully_addressable:
+    return np.asarray(x)
+  if x.is_fully_replicated:  # it is here already
+    return np.asarray(x.addressable_data(0))
   from jax.experimental import multihost_utils
 
-  return multihost_utils.process_allgather(tree, tiled=True)
+  return multihost_utils.process_allgather(x, tiled=True)

@@ -23,6 +23,7 @@ RANK = {
   'opsd_jax.mesh': 0,
   'opsd_jax.jsonlines': 0,
   'opsd_jax.files': 0,
+  'opsd_jax.hosts': 0,
   'opsd_jax.checkpoint': 1,
   'opsd_jax.data': 1,
   'opsd_jax.text': 1,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from opsd_jax import hosts
 from opsd_jax import mesh as meshes
 from opsd_jax.distill import views
 from opsd_jax.distill.config import ViewsConfig
@@ -15,7 +16,7 @@ from opsd_jax.grade import grading
 from opsd_jax.grade.config import GradeConfig
 from opsd_jax.models.model import Params
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout
+from opsd_jax.records import Graded, Problem, Prompts, Role, Rollout, Verdict
 from opsd_jax.rollout import decode as decoding
 from opsd_jax.rollout import layout
 from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
@@ -78,6 +79,30 @@ def decode_rollout(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
   return [tokenizer.decode(row[:n].tolist()) for row, n in zip(rollout.ids, rollout.length, strict=True)]
 
 
+def judge(rollout: Rollout, tokenizer: Tokenizer, mark: Callable[[slice, Sequence[str]], Graded]) -> Graded:
+  """Verdicts on all rows, of which each process decodes and judges its own part.
+
+  So no host waits for what others do as well, and all believe the same verdicts: a grader that runs into a
+  time-out on one host may not on another.
+
+  Args:
+    rollout: [B, T] on the host, the same on every process.
+    tokenizer: of the run.
+    mark: gives verdicts on some of the rows (a slice), whose completions are its second argument.
+  """
+  rows = len(rollout.length)
+  mine = hosts.share(rows)
+  own = mark(mine, decode_rollout(jax.tree.map(lambda x: x[mine], rollout), tokenizer))
+  if jax.process_count() == 1:
+    return own
+  kinds = list(Verdict)
+  numbers = hosts.gather(np.array([kinds.index(v) for v in own.verdicts], np.int32), rows)
+  verdicts = tuple(kinds[number] for number in numbers)
+  if own.shares is None:
+    return Graded(verdicts)
+  return Graded(verdicts, tuple(hosts.gather(np.float64(own.shares), rows).tolist()))
+
+
 def answer_problems(
   exam: Exam,
   params: Params,
@@ -123,10 +148,12 @@ def answer_problems(
 
 
 def _grade(exam: Exam, asked: Sequence[Problem], rollout: Rollout) -> Graded:
-  completions = decode_rollout(rollout, exam.tokenizer)
-  if exam.mark is not None:
-    return exam.mark(asked, completions)
-  return grading.grade(completions, [p.answer for p in asked], exam.grade)
+  def mark(mine: slice, completions: Sequence[str]) -> Graded:
+    if exam.mark is not None:
+      return exam.mark(asked[mine], completions)
+    return grading.grade(completions, [p.answer for p in asked[mine]], exam.grade)
+
+  return judge(rollout, exam.tokenizer, mark)
 
 
 def _prompts(exam: Exam, problems: Sequence[Problem], role: Role) -> Prompts:

@@ -275,7 +275,9 @@ def grade(setup: Setup, problems: list[Problem], sampled: Rollout) -> Graded:
   setting keeps some of them alone.
   """
   answers = [p.answer for p in problems for _ in range(len(sampled.length) // len(problems))]
-  return grading.grade(accuracies.decode_rollout(sampled, setup.tokenizer), answers, setup.grade)
+  return accuracies.judge(
+    sampled, setup.tokenizer, lambda mine, texts: grading.grade(texts, answers[mine], setup.grade)
+  )
 
 
 def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[str, float]:

@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 
-from opsd_jax import files
+from opsd_jax import files, hosts
 from opsd_jax.checkpoint.store import Store, open_store
 from opsd_jax.models.model import Params
 from opsd_jax.rollout.engine.http import EngineError
+from opsd_jax.train import stopping
 from opsd_jax.train.config import Budget
 from opsd_jax.train.ledger import Ledger
 from opsd_jax.train.progress import progress
@@ -129,6 +130,7 @@ def run(work: Work, setup: Setup) -> Finished:
     TrainingStopped: `loop.max_bad_updates` updates in a row were not finite.
     CheckpointError: a checkpoint could not be written; the ones before it are whole.
     EngineError: the server that draws rollouts stayed away; what was trained until then is saved.
+    Stopped: SIGTERM came to one of the processes; the update under way was finished and is saved.
   """
   with open_store(os.path.join(work.folder, 'checkpoints'), setup.checkpoint) as store:
     state, done = _restore(store, work)
@@ -137,6 +139,7 @@ def run(work: Work, setup: Setup) -> Finished:
     with (
       open_recorder(work.folder, setup.metrics, done.updates or None) as recorder,
       progress(work.label, setup.metrics.progress, min(_fraction(work, done), 1)) as show,
+      stopping.heard() as asked,
     ):
       while _fraction(work, done) < 1:
         try:
@@ -147,11 +150,12 @@ def run(work: Work, setup: Setup) -> Finished:
           raise
         done = _count(done, outcome)
         checked, done = _validate(work, state, done)
-        done = dataclasses.replace(done, seconds=time.monotonic() - began)
+        stop, done = _agree(asked(), time.monotonic() - began, done)
         _record(recorder, show, work, outcome, done, checked)
         _stop_if_bad(work, done, outcome, setup.loop.max_bad_updates)
-        if _save_due(work, done, checked, setup.checkpoint.every):
+        if stop or _save_due(work, done, checked, setup.checkpoint.every):
           _save(store, state, done, setup, checked)
+        _stop_if_asked(work, done, stop, store)
   return Finished(state.params, done)
 
 
@@ -174,6 +178,22 @@ def _say_if_done(work: Work, done: Progress, setup: Setup) -> None:
 def _fraction(work: Work, done: Progress) -> float:
   # Equal where the student learns from all that it draws; not where completions are given, or thrown away.
   return work.budget.fraction(done.updates, done.ledger.completions, done.seconds)
+
+
+def _agree(asked: bool, seconds: float, done: Progress) -> tuple[bool, Progress]:
+  """Whether any process was asked to stop, and the time as the first one has it."""
+  told = hosts.told(asked, seconds)
+  return bool(told[:, 0].any()), dataclasses.replace(done, seconds=float(told[0, 1]))
+
+
+def _stop_if_asked(work: Work, done: Progress, stop: bool, store: Store) -> None:
+  if not stop or _fraction(work, done) >= 1:
+    return
+  store.wait()
+  raise stopping.Stopped(
+    f'[{work.label}] stopped by SIGTERM after update {done.updates}, which is saved; the same command '
+    'continues from there.'
+  )
 
 
 def _save_due(work: Work, done: Progress, checked: Checked | None, every: int) -> bool:
