@@ -32,10 +32,7 @@ _GROWTH = 256 * 2**20  # bytes that a worker may have grown by, at its largest
 def main(arguments: list[str]) -> None:
   """Serves until the parent's end of the socket closes; `arguments` are those that `pool.py` gives."""
   descriptor, parent, seconds, memory, function = arguments
-  for number in (
-    signal.SIGINT,
-    signal.SIGTERM,
-  ):  # Ctrl-C and the like are for the parent, whose end ends this
+  for number in (signal.SIGINT, signal.SIGTERM):  # these are for the parent, whose end ends this
     signal.signal(number, signal.SIG_IGN)
   control = socket.socket(fileno=int(descriptor))
   try:

@@ -26,16 +26,14 @@ UPDATES = 20
 
 def main(notes: str, folder: str) -> None:
   processes.join(os.environ)
-  wanted = (*tiny.ALONE, f'loop.updates={UPDATES}', 'loop.evaluate_every=0', 'optimizer.learning_rate=1e-3')
-  setup = experiments.build(
-    common.with_settings(recipes.load('quickstart'), [*wanted, 'rollout.questions=6'])
-  )
+  settings = [*tiny.ALONE, f'loop.updates={UPDATES}', 'loop.evaluate_every=0', 'rollout.questions=6']
+  setup = experiments.build(common.with_settings(recipes.load('quickstart'), settings))
   os.makedirs(notes, exist_ok=True)
   sources.sample = functools.partial(_sample, sources.sample, notes)
   state.make_optimizer = functools.partial(_with_gradient, state.make_optimizer)
   controller.around = functools.partial(_noted, folder)
   with jax.set_mesh(setup.mesh):
-    initial = model.init(setup.spec, jax.random.key(0), setup.mesh)
+    initial = model.init_params(setup.spec, jax.random.key(0), setup.mesh)
     distill.run(setup, folder, initial)
 
 

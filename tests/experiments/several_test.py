@@ -14,7 +14,8 @@ from tests.experiments import replaying, several, tiny
 
 pytestmark = pytest.mark.slow
 
-AT_ONCE = (*tiny.ALONE, 'loop.show_every=1')
+SHOWN = (*tiny.ALONE, 'loop.show_every=1')
+LONG = (*tiny.ALONE, 'loop.updates=24', 'loop.evaluate_every=0', 'data.chains.test=2', 'evaluate.samples=1')
 
 
 def lines(folder) -> list[dict]:
@@ -28,9 +29,17 @@ def wait_for_updates(folder, count: int, started) -> None:
     time.sleep(0.2)
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory) -> list[dict]:
+  """The lines of a `LONG` run of two processes that nobody disturbed."""
+  folder = tmp_path_factory.mktemp('whole')
+  several.run(tiny.command('train', folder, LONG), 2, 2)
+  return lines(folder)
+
+
 @pytest.mark.parametrize(('processes', 'devices'), [(2, 2), (4, 2)])
 def test_replayed_steps_are_those_of_one_process(processes, devices, tmp_path):
-  """20 steps: losses and gradients to 1e-5 relative of one process with one device, which drew the rollouts."""
+  """Losses and gradients to 1e-5 relative of one process with one device, which drew the rollouts."""
   command = [sys.executable, '-m', 'tests.experiments.replaying', str(tmp_path / 'notes')]
   several.run([*command, str(tmp_path / 'one')], 1, 1)
   several.run([*command, str(tmp_path / 'several')], processes, devices)
@@ -56,14 +65,14 @@ def test_evaluations_are_those_of_one_process(tmp_path):
 
 def test_a_checkpoint_goes_to_other_hosts(tmp_path):
   """What two processes of two devices have saved, one process of four and one of one continue."""
-  several.run(tiny.command('train', tmp_path / 'saved', (*AT_ONCE, 'loop.updates=2')), 2, 2)
+  several.run(tiny.command('train', tmp_path / 'saved', (*SHOWN, 'loop.updates=2')), 2, 2)
   found = {}
   for processes, devices in ((2, 2), (1, 4), (1, 1)):
     folder = tmp_path / f'{processes}x{devices}'
     shutil.copytree(tmp_path / 'saved', folder)
-    several.run(tiny.command('train', folder, (*AT_ONCE, 'loop.updates=3')), processes, devices)
+    several.run(tiny.command('train', folder, (*SHOWN, 'loop.updates=3')), processes, devices)
     shown = json.loads((folder / 'rollouts' / '000003.json').read_text())
-    found[folder.name] = [[each['student_prompt'], each['ids']] for each in shown], lines(folder)[2]
+    found[folder.name] = [[each['student_prompt'], each['tokens']] for each in shown], lines(folder)[2]
   (batch, line), *others = found.values()
   assert line['step'] == 3
   for other, after in others:
@@ -72,10 +81,9 @@ def test_a_checkpoint_goes_to_other_hosts(tmp_path):
 
 
 @pytest.mark.parametrize('lost', [0, 1])
-def test_a_process_that_is_killed(lost, tmp_path):
+def test_a_process_that_is_killed(lost, whole, tmp_path):
   """The other one ends within a minute and says why; both together continue from the last checkpoint."""
-  settings = (*tiny.ALONE, 'loop.updates=40', 'loop.evaluate_every=0', 'checkpoint.every=4')
-  command = tiny.command('train', tmp_path, settings)
+  command = tiny.command('train', tmp_path, (*LONG, 'checkpoint.every=4'))
   started = several.start(command, 2, 2)
   wait_for_updates(tmp_path, 10, started)
   started[lost].kill()
@@ -85,25 +93,23 @@ def test_a_process_that_is_killed(lost, tmp_path):
   started[lost].communicate()
   assert 127 <= other.code % 256, other  # what launchers start again
   assert 'another task died' in other.said
+  saved = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdecimal())
+  assert saved >= 8
   several.run(command, 2, 2)
-  several.run(tiny.command('train', tmp_path / 'whole', settings), 2, 2)
-  assert lines(tmp_path) == lines(tmp_path / 'whole')
+  assert lines(tmp_path) == whole
 
 
-@pytest.mark.parametrize('processes', [1, 2])
-def test_a_run_that_is_asked_to_stop(processes, tmp_path):
-  """SIGTERM to one of them: all save the update under way and end with a code that launchers retry."""
-  settings = (*tiny.ALONE, 'loop.updates=40', 'loop.evaluate_every=0', 'checkpoint.every=1000')
-  command = tiny.command('train', tmp_path, settings)
-  started = several.start(command, processes, 2)
+def test_a_run_that_is_asked_to_stop(whole, tmp_path):
+  """SIGTERM to one of two: both save the update under way and end with a code that launchers retry."""
+  command = tiny.command('train', tmp_path, (*LONG, 'checkpoint.every=1000'))
+  started = several.start(command, 2, 2)
   wait_for_updates(tmp_path, 5, started)
   started[-1].send_signal(signal.SIGTERM)
   found = several.ended(started, 120)
   done = len(lines(tmp_path))
-  assert done < 40
-  assert [each.code for each in found] == [128 + signal.SIGTERM] * processes, found
+  assert done < len(whole)
+  assert [each.code for each in found] == [128 + signal.SIGTERM] * 2, found
   assert all(f'[opsd] stopped by SIGTERM after update {done}, which is saved' in each.said for each in found)
   assert (tmp_path / 'checkpoints' / str(done)).is_dir()
-  several.run(command, processes, 2)
-  several.run(tiny.command('train', tmp_path / 'whole', settings), processes, 2)
-  assert lines(tmp_path) == lines(tmp_path / 'whole')
+  several.run(command, 2, 2)
+  assert lines(tmp_path) == whole
