@@ -149,15 +149,16 @@ def _make_update(
       )
       laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
     with measured(seconds, 'update'):  # the host waits at its end alone
-      scores = None
-      with jax.profiler.TraceAnnotation('score'):
-        if compares:
+      scores, before = None, {}
+      if compares:
+        with jax.profiler.TraceAnnotation('score'):
           scores = score(taught_by, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
       with jax.profiler.TraceAnnotation('weigh'):
         weighed = weigh(student, teacher, placed, rollout, scores, laid_out)
       factors = None if weighed is None else weighed.values
-      with jax.profiler.TraceAnnotation('score'):
-        before = {'initial': score_initial(initial, placed, rollout, laid_out)} if extrapolated else {}
+      if extrapolated:
+        with jax.profiler.TraceAnnotation('score'):
+          before = {'initial': score_initial(initial, placed, rollout, laid_out)}
       weights, report = compiled(
         weights, placed, rollout, scores, frozen_head, base, laid_out, factors, **before
       )
