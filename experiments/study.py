@@ -21,7 +21,7 @@ from opsd_jax.models.lora import LoraConfig
 from opsd_jax.models.model import Params
 from opsd_jax.records import Role
 from opsd_jax.rollout.engine import probe
-from opsd_jax.train import cold_start, distill, external, grpo, ledger, loop, warm_start
+from opsd_jax.train import cold_start, distill, external, grpo, ledger, loop, profiling, warm_start
 from opsd_jax.train.setup import Setup
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -39,10 +39,13 @@ def check_sampler(experiment: Experiment) -> str:
   return probe.check(experiment.rollout, experiment.views.student_tokens)
 
 
-def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
+def run(
+  experiment: Experiment, setup: Setup, workdir: str, profiled: profiling.Window | None = None
+) -> dict[str, Any]:
   """Runs what is not yet done in `workdir` and returns the content of `results.json`.
 
   An earlier `results.json` is removed first: while a run goes on it would tell of another.
+  `profiled` are updates of the main run, not of the cold start, a warm start or a control.
   """
   with contextlib.suppress(FileNotFoundError):
     os.remove(os.path.join(workdir, 'results.json'))
@@ -51,7 +54,8 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
     base = runs['cold_start'].params
     taught = _teachers(experiment, setup, workdir)
     warm = {'opsd': warm_start.run(setup, workdir, base, 'opsd', _params(taught.get('opsd')))}
-    runs['opsd'] = _train(setup, workdir, warm['opsd'].params, 'opsd', _params(taught.get('opsd')))
+    with profiling.traced(profiled, os.path.join(workdir, profiling.FOLDER)) as watch:
+      runs['opsd'] = _train(setup, workdir, warm['opsd'].params, 'opsd', _params(taught.get('opsd')), watch)
     done = runs['opsd'].progress
     for control in experiment.controls:
       name, folder = control.name, os.path.join(workdir, 'controls', control.name)
@@ -76,11 +80,18 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
   return results
 
 
-def _train(setup: Setup, folder: str, initial: Params, label: str, teacher: Params | None) -> loop.Finished:
-  """An arm, by its method."""
+def _train(
+  setup: Setup,
+  folder: str,
+  initial: Params,
+  label: str,
+  teacher: Params | None,
+  watch: profiling.Around = lambda update: update,
+) -> loop.Finished:
+  """An arm, by its method; `watch` is put around its updates."""
   if setup.method == 'grpo':
-    return grpo.run(setup, folder, initial, label)
-  return distill.run(setup, folder, initial, label, teacher)
+    return grpo.run(setup, folder, initial, label, watch)
+  return distill.run(setup, folder, initial, label, teacher, watch=watch)
 
 
 def _arm_setup(setup: Setup, experiment: Experiment, control: Control, *budget: int) -> Setup:

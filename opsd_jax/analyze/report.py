@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from opsd_jax import files
-from opsd_jax.analyze import curves, page, table, viewer
+from opsd_jax.analyze import curves, page, phase_table, table, viewer
 from opsd_jax.analyze.runs import Arm, Run, flatten, label, read_run
 
 _PHASES = ('rollout', 'student', 'teacher', 'weigh')  # of an update, as the ledger names them
@@ -47,6 +47,7 @@ def _page(run: Run, image: str) -> str:
       ('Sampler and scorer', _parity(run)),
       ('Rollouts', viewer.rollouts_html(run)),
       ('Time', _time(run)),
+      ('Phases of an update', phase_table.phases_html(run)),
       ('Settings', _settings(run)),
       ('Software and machine', _machine(run)),
     ),

@@ -14,6 +14,7 @@ from opsd_jax.models.spec import ModelSpec
 from opsd_jax.records import Plan, Prompts, Rollout, TeacherScores
 
 
+@jax.named_scope('teacher')
 def score_teacher(
   spec: ModelSpec, params: model.Params, views: Sequence[Prompts], rollout: Rollout, plan: Plan | None = None
 ) -> TeacherScores:
@@ -34,6 +35,7 @@ def score_teacher(
   return TeacherScores(hidden=jax.lax.stop_gradient(jnp.stack(hidden)))
 
 
+@jax.named_scope('teacher')
 def score_tokens(
   spec: ModelSpec,
   config: ObjectiveConfig,

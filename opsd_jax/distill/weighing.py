@@ -98,6 +98,7 @@ def _normalised(config: WeighConfig, raw: jax.Array, real: jax.Array) -> jax.Arr
   return jnp.minimum(share, config.largest) if config.normalise == 'batch_mean' else share
 
 
+@jax.named_scope('weigh')
 def from_states(
   config: WeighConfig,
   rollout: Rollout,

@@ -147,6 +147,7 @@ def sampler_of(setting: Setting, params: model.Params, law: drawing.Law) -> slot
   return slots.Sampler(s.spec, params, law, s.truncation, s.eos_ids, s.valid_vocab, s.config.slots is None)
 
 
+@jax.named_scope('prefill')
 def begin(
   setting: Setting, params: model.Params, prompts: Prompts, budget: jax.Array, counters: Counters
 ) -> tuple[slots.Requests, slots.State]:

@@ -131,6 +131,7 @@ def waiting(state: State) -> jax.Array:
   return state.next < state.written.length.shape[0] // state.next.shape[0]
 
 
+@jax.named_scope('decode')
 def go_on(sampler: Sampler, requests: Requests, state: State, until: int | jax.Array, idle: int = 0) -> State:
   """Draws until step `until`, or until no request waits and at most `idle` slots of each group are busy."""
 

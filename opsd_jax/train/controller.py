@@ -6,7 +6,6 @@ the accepted weights are W and the anchor from then on; the optimiser and its sc
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from opsd_jax.records import Problem
 from opsd_jax.train import extrapolation, ledger, loop, state
 from opsd_jax.train.extrapolation import ControllerConfig
 from opsd_jax.train.ledger import Ledger
+from opsd_jax.train.profiling import measured
 from opsd_jax.train.setup import Setup
 from opsd_jax.train.state import AnchoredState, TrainState
 
@@ -71,14 +71,15 @@ def around(
 
   def both(weights: TrainState, number: int) -> tuple[TrainState, loop.Outcome]:
     weights, outcome = update(weights, number)
-    began = time.monotonic()
-    weights, found = control(weights, number + 1)
+    seconds = {}
+    with measured(seconds, 'controller'):
+      weights, found = control(weights, number + 1)
     return weights, dataclasses.replace(
       outcome,
       metrics=outcome.metrics | found.metrics,
       spent=outcome.spent + found.spent,
       asked=found.spent,
-      time=outcome.time | {'controller': time.monotonic() - began},
+      time=outcome.time | seconds,
     )
 
   return both

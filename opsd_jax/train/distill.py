@@ -6,7 +6,6 @@ Axis letters: Q questions, B = Q·n rollouts, T completion tokens, M teacher vie
 import dataclasses
 import functools
 import os
-import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -28,6 +27,7 @@ from opsd_jax.rollout.engine import client
 from opsd_jax.rollout.source import Rollouts
 from opsd_jax.train import controller, ledger, loop, parity, samples, sources, state, step
 from opsd_jax.train.config import parse_budget
+from opsd_jax.train.profiling import Around, measured
 from opsd_jax.train.setup import Setup
 
 _SHOWN = 4  # rollouts written out token by token at a time
@@ -42,6 +42,7 @@ def run(
   external: model.Params | None = None,
   optimizer_settings: str = 'optimizer',
   make_update: Callable[..., controller.Update] | None = None,
+  watch: Around = lambda update: update,
 ) -> loop.Finished:
   """Distils from `initial` until the budget is spent; continues an earlier attempt in `folder`.
 
@@ -49,7 +50,7 @@ def run(
   beside: only they are trained, and `params` of what is returned are theirs alone. `external` is the
   external teacher (`external.prepare`), None where the teacher is another; `optimizer_settings` is where the
   optimiser was set. `make_update` makes what another method does in an update, from what distillation would
-  make its own from.
+  make its own from; `watch` is put around it, the controller's part included.
   """
   optimizer = state.make_optimizer(setup.optimizer)
   anchored = controller.anchored(setup.controller)
@@ -62,7 +63,7 @@ def run(
     parse_budget(setup.loop),
     start=lambda: state.create(_trained(setup, initial), optimizer, setup.teacher, anchored),
     layout=shape,
-    update=controller.around(setup, initial, optimizer, shape, update),
+    update=watch(controller.around(setup, initial, optimizer, shape, update)),
     validate=functools.partial(check, setup, initial),
     validate_every=setup.loop.evaluate_every,
     optimizer_settings=optimizer_settings,
@@ -110,56 +111,63 @@ def _make_update(
   extrapolated = setup.objective.extrapolation != 1
   score_initial = jax.jit(functools.partial(scoring.score_tokens, spec, setup.objective, vocab))
   rollouts = source(setup)
-  compares, weigh = setup.objective.estimator != 'nll', samples.make_weigher(setup, score)
+  score_own = jax.jit(jax.named_scope('weigh')(scoring.score_teacher), static_argnums=0)
+  compares, weigh = setup.objective.estimator != 'nll', samples.make_weigher(setup, score_own)
   shows = compares or setup.source.kind == 'teacher'  # whether a teacher is asked at all
 
   def update(weights: state.TrainState, number: int):
-    began = time.monotonic()
-    problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
-    prompts = views.student_batch(setup.views, problems, setup.tokenizer)
-    seen = views.teacher_batch(setup.views, problems, setup.tokenizer) if shows else ()
-    student, average = complete(weights.params), complete(weights.teacher)
-    teacher = teachers.params_for(setup.teacher, initial, average, student, external)
-    judge, written = functools.partial(grade, setup, problems), ledger.Ledger()
-    if setup.views.analysis and shows:
-      seen, written = sources.analysed(setup, taught_by, teacher, problems, number, worn(setup))
-      seen = (seen,)
-    drawn = draw(setup, rollouts, student, teacher, prompts, seen, problems, judge, number)
-    rolled = time.monotonic()
+    seconds = {}
+    with measured(seconds, 'rollout'):
+      problems = problems_of_update(setup.splits.train, setup.rollout.questions, setup.seed, number)
+      prompts = views.student_batch(setup.views, problems, setup.tokenizer)
+      seen = views.teacher_batch(setup.views, problems, setup.tokenizer) if shows else ()
+      student, average = complete(weights.params), complete(weights.teacher)
+      teacher = teachers.params_for(setup.teacher, initial, average, student, external)
+      judge, written = functools.partial(grade, setup, problems), ledger.Ledger()
+      if setup.views.analysis and shows:
+        seen, written = sources.analysed(setup, taught_by, teacher, problems, number, worn(setup))
+        seen = (seen,)
+      drawn = draw(setup, rollouts, student, teacher, prompts, seen, problems, judge, number)
 
-    graded, sampled = judge(drawn.rollout), drawn.rollout
-    if compares and privilege.used(setup.views.teacher):
-      prompts, told, sampled = sources.by_row(setup, problems, prompts, sampled, graded)
-      seen = (told,)
-    # What is left out has no tokens from here on; as a sibling it was still shown.
-    sampled = weighing.without(sampled, weighing.kept(setup.weigh, graded))
-    placed, rollout = meshes.shard_rows(setup.mesh, (prompts, sampled))
-    seen = seen if compares else ()
-    plan = packing.plan(
-      prompts,
-      seen,
-      sampled,
-      packing=setup.loop.packing,
-      micro_tokens=setup.loop.micro_tokens,
-      shards=meshes.row_shards(setup.mesh),
-    )
-    laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
-    scores = None
-    if compares:
-      scores = score(taught_by, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
-    weighed = weigh(student, teacher, placed, rollout, scores, laid_out)
-    factors = None if weighed is None else weighed.values
-    before = {'initial': score_initial(initial, placed, rollout, laid_out)} if extrapolated else {}
-    weights, report = compiled(
-      weights, placed, rollout, scores, frozen_head, base, laid_out, factors, **before
-    )
-    weighed, report = meshes.host((weighed, report))
+    with measured(seconds, 'grade'):
+      graded, sampled = judge(drawn.rollout), drawn.rollout
+    with measured(seconds, 'plan'):
+      if compares and privilege.used(setup.views.teacher):
+        prompts, told, sampled = sources.by_row(setup, problems, prompts, sampled, graded)
+        seen = (told,)
+      # What is left out has no tokens from here on; as a sibling it was still shown.
+      sampled = weighing.without(sampled, weighing.kept(setup.weigh, graded))
+      placed, rollout = meshes.shard_rows(setup.mesh, (prompts, sampled))
+      seen = seen if compares else ()
+      plan = packing.plan(
+        prompts,
+        seen,
+        sampled,
+        packing=setup.loop.packing,
+        micro_tokens=setup.loop.micro_tokens,
+        shards=meshes.row_shards(setup.mesh),
+      )
+      laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
+    with measured(seconds, 'update'):  # the host waits at its end alone
+      scores, before = None, {}
+      if compares:
+        with jax.profiler.TraceAnnotation('score'):
+          scores = score(taught_by, teacher, meshes.shard_rows(setup.mesh, seen), rollout, laid_out)
+      with jax.profiler.TraceAnnotation('weigh'):
+        weighed = weigh(student, teacher, placed, rollout, scores, laid_out)
+      factors = None if weighed is None else weighed.values
+      if extrapolated:
+        with jax.profiler.TraceAnnotation('score'):
+          before = {'initial': score_initial(initial, placed, rollout, laid_out)}
+      weights, report = compiled(
+        weights, placed, rollout, scores, frozen_head, base, laid_out, factors, **before
+      )
+      weighed, report = meshes.host((weighed, report))
 
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
       show_rollouts(setup, folder, number + 1, problems, drawn.rollout, graded, report.token_loss)
     spent = written + drawn.spent + entries(setup, prompts, seen, sampled, plan)
-    seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
     metrics = describe(report, drawn.rollout, graded) | samples.describe(
       setup.weigh, weighed, sampled, graded
     )

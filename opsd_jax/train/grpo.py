@@ -7,7 +7,6 @@ Axis letters: Q questions, n rollouts of each, B = Q·n, T completion tokens.
 """
 
 import functools
-import time
 from typing import NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from opsd_jax.rollout.source import Rollouts
 from opsd_jax.train import distill, grpo_step, ledger, loop, state, surrogate
 from opsd_jax.train.grpo_step import Batch
 from opsd_jax.train.ledger import Ledger
+from opsd_jax.train.profiling import Around, measured
 from opsd_jax.train.setup import Setup
 from opsd_jax.train.step import StepReport
 from opsd_jax.train.surrogate import GrpoConfig
@@ -41,12 +41,15 @@ class Drawn(NamedTuple):
     return self.graded.reward.reshape(len(self.problems), -1)
 
 
-def run(setup: Setup, folder: str, initial: model.Params, label: str = 'grpo') -> loop.Finished:
+def run(
+  setup: Setup, folder: str, initial: model.Params, label: str = 'grpo', watch: Around = lambda update: update
+) -> loop.Finished:
   """Trains from `initial` until the budget is spent; continues an earlier attempt in `folder`.
 
-  An update is one batch of rollouts and all steps on it. `initial` is what the divergence is taken from.
+  An update is one batch of rollouts and all steps on it. `initial` is what the divergence is taken from;
+  `watch` is put around an update.
   """
-  return distill.run(setup, folder, initial, label, make_update=make_update)
+  return distill.run(setup, folder, initial, label, make_update=make_update, watch=watch)
 
 
 def make_update(
@@ -74,26 +77,28 @@ def make_update(
   rollouts = distill.source(setup)
 
   def update(weights: state.TrainState, number: int):
-    began = time.monotonic()
-    everything, spent = draw(setup, rollouts, complete(weights.params), number)
-    chosen = choose(everything, setup.rollout.questions, config.draws > 1)
-    rolled = time.monotonic()
+    seconds = {}
+    with measured(seconds, 'rollout'):
+      everything, spent = draw(setup, rollouts, complete(weights.params), number)
+      chosen = choose(everything, setup.rollout.questions, config.draws > 1)
 
-    plan = plan_for(setup, chosen)
-    laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
-    advantage = surrogate.advantages(chosen.rewards(), config.scale).ravel()
-    placed = meshes.shard_rows(setup.mesh, (chosen.prompts, chosen.rollout, advantage))
-    prompts, rollout, advantage = placed
-    reference = score(initial, prompts, rollout, laid_out) if config.kl else None
-    batch = Batch(rollout, advantage, rollout.raw_logp, np.bool_(False), reference)
-    weights, reports = take_steps(config, compiled, weights, prompts, batch, base, laid_out)
+    with measured(seconds, 'plan'):
+      plan = plan_for(setup, chosen)
+      laid_out = meshes.shard_rows(setup.mesh, plan, axis=1)
+      advantage = surrogate.advantages(chosen.rewards(), config.scale).ravel()
+      placed = meshes.shard_rows(setup.mesh, (chosen.prompts, chosen.rollout, advantage))
+    with measured(seconds, 'update'):
+      prompts, rollout, advantage = placed
+      with jax.profiler.TraceAnnotation('score'):
+        reference = score(initial, prompts, rollout, laid_out) if config.kl else None
+      batch = Batch(rollout, advantage, rollout.raw_logp, np.bool_(False), reference)
+      weights, reports = take_steps(config, compiled, weights, prompts, batch, base, laid_out)
 
     every = setup.loop.show_every
     if every and (number == 0 or (number + 1) % every == 0):
       shown = chosen.problems, chosen.rollout, chosen.graded, reports[0].token_loss
       distill.show_rollouts(setup, folder, number + 1, *shown, taught=False)
     spent += entries(setup, chosen.prompts, chosen.rollout, plan)
-    seconds = {'rollout': rolled - began, 'update': time.monotonic() - rolled}
     metrics = distill.describe(_mean(reports), everything.rollout, everything.graded)
     metrics |= distill.compare_programs(setup, label, reports[0], chosen.rollout, number)
     metrics |= _describe(everything, setup.rollout.questions)
@@ -143,7 +148,9 @@ def draw(setup: Setup, rollouts: Rollouts, params: model.Params, number: int) ->
     problems = problems_of_update(setup.splits.train, wanted, setup.seed, number * setup.grpo.draws + turn)
     prompts = views.student_batch(setup.views, problems, setup.tokenizer)
     sampled = distill.roll_out(setup, rollouts, params, prompts, number)
-    drawn = Drawn(problems, prompts, sampled.rollout, distill.grade(setup, problems, sampled.rollout))
+    with jax.profiler.TraceAnnotation('grade'):
+      graded = distill.grade(setup, problems, sampled.rollout)
+    drawn = Drawn(problems, prompts, sampled.rollout, graded)
     rounds.append(drawn)
     spent += ledger.rollout_entry(
       setup.spec,

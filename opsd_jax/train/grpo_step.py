@@ -74,7 +74,8 @@ def make_step(
   def loss_fn(base, fresh, trained, part):
     inputs, token = part
     params = lora.complete(adapters, base, trained)
-    out = scoring.token_logprobs(spec, loss, valid_vocab, params, inputs, token.ids)
+    with jax.named_scope('student'):  # its LM head among it, which meets the sampled tokens alone
+      out = scoring.token_logprobs(spec, loss, valid_vocab, params, inputs, token.ids)
     old = jnp.where(fresh, jax.lax.stop_gradient(out.logp), token.old)
     values, told = surrogate.token_loss(config, out.logp, old, token.advantage, token.reference)
     values = jnp.where(token.real, values, 0.0)

@@ -166,7 +166,8 @@ def _restore(store: Store, work: Work) -> tuple[TrainState, Progress]:
 
 def _save(store: Store, state: TrainState, done: Progress, setup: Setup, checked: Checked | None) -> None:
   host = {'progress': dataclasses.asdict(done), 'config': setup.resolved}
-  store.save(done.updates, state, host, checked.accuracy if checked else None)
+  with jax.profiler.TraceAnnotation('save'):
+    store.save(done.updates, state, host, checked.accuracy if checked else None)
 
 
 def _say_if_done(work: Work, done: Progress, setup: Setup) -> None:
@@ -216,7 +217,8 @@ def _validate(work: Work, state: TrainState, done: Progress) -> tuple[Checked | 
   due = work.validate is not None and work.validate_every and done.updates % work.validate_every == 0
   if not due:
     return None, done
-  checked = work.validate(state)
+  with jax.profiler.TraceAnnotation('evaluate'):
+    checked = work.validate(state)
   return checked, dataclasses.replace(done, validation=done.validation + checked.spent)
 
 

@@ -124,6 +124,7 @@ def _everywhere(like: jax.sharding.Sharding) -> jax.sharding.Sharding:
   return meshes.replicated(like.mesh) if isinstance(like, jax.sharding.NamedSharding) else like
 
 
+@jax.named_scope('optimizer')
 def step(
   state: TrainState,
   grads: Params,

@@ -97,7 +97,12 @@ def make_distill_step(
   def loss_fn(base, teacher_head, trained, part):
     inputs, token, scores = part
     params = lora.complete(adapters, base, trained)
-    hidden = reading.states(spec, params, inputs)
+    with jax.named_scope('student'):
+      hidden = reading.states(spec, params, inputs)
+    with jax.named_scope('loss'):
+      return token_losses(hidden, teacher_head, params, token, scores)
+
+  def token_losses(hidden, teacher_head, params, token, scores):
     head = constrain(model.head(spec, params), 'vocab', None)  # gathered over fsdp once, not once a chunk
     if config.estimator == 'nll':
       loss, known = objective.imitate(hidden, head, token.ids, config, valid_vocab, spec.final_softcap)
@@ -199,15 +204,17 @@ def make_supervised_step(
   """
 
   def loss_fn(params, prompts, ids, mask):
-    hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, ids)
-    out = linear_logprob(
-      hidden,
-      constrain(model.head(spec, params), 'vocab', None),
-      ids,
-      softcap=spec.final_softcap,
-      valid_vocab=valid_vocab,
-      chunk_tokens=chunk_tokens,
-    )
+    with jax.named_scope('student'):
+      hidden = model.continuation_hidden(spec, params, prompts.ids, prompts.length, ids)
+    with jax.named_scope('loss'):
+      out = linear_logprob(
+        hidden,
+        constrain(model.head(spec, params), 'vocab', None),
+        ids,
+        softcap=spec.final_softcap,
+        valid_vocab=valid_vocab,
+        chunk_tokens=chunk_tokens,
+      )
     count = jnp.maximum(jnp.sum(mask), 1)
     sums = {'token_loss': -out.logp, 'student_entropy': out.entropy, 'greedy_hit': out.correct}
     sums = {k: jnp.sum(jnp.where(mask, v, 0.0)) for k, v in sums.items()}

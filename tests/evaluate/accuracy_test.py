@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from opsd_jax.config import ConfigError
 from opsd_jax.data.chains import make_problem
@@ -18,7 +19,7 @@ from opsd_jax.evaluate.statistics import mean_accuracy, pass_at_k
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import model
 from opsd_jax.models.spec import ModelSpec
-from opsd_jax.records import Rollout
+from opsd_jax.records import Graded, Rollout, Verdict
 from opsd_jax.rollout.config import SamplingConfig
 from opsd_jax.text.tokenizer import TokenizerConfig, make_tokenizer
 
@@ -163,3 +164,36 @@ def test_settings_that_measure_nothing(changes, message):
 def test_accuracy_by_level():
   correct = np.array([[1, 0], [1, 1], [0, 0], [1, 1], [1, 1]], bool)
   assert accuracy.by_level(['10', '9', '10', '9', None], correct) == {'9': 1.0, '10': 0.25}
+
+
+@pytest.mark.parametrize('finer', [False, True])
+def test_three_processes_judge_as_one(monkeypatch, finer):
+  """Each marks its own rows alone; all end with the verdicts of one that marks them all."""
+  rows, played = 5, 3
+  ids = np.random.default_rng(0).integers(0, 10, (rows, 4)).astype(np.int32)
+  rollout = Rollout(
+    ids, np.full(rows, 4, np.int32), np.ones(rows, bool), *[np.zeros((rows, 4))] * 2, *[ids[:, 0]] * 2
+  )
+  kinds, shares = list(Verdict), np.random.default_rng(1).random(rows)
+
+  def mark(mine, completions):
+    assert completions == accuracy.decode_rollout(rollout, TOKENIZER)[mine]
+    graded = Graded(tuple(kinds[:rows][mine]))
+    return dataclasses.replace(graded, shares=tuple(shares[mine].tolist())) if finer else graded
+
+  alone = accuracy.judge(rollout, TOKENIZER, mark)
+  monkeypatch.setattr(jax, 'process_count', lambda: played)
+  sent: list[list[np.ndarray]] = [[] for _ in range(played)]
+
+  def exchange(process, mine):
+    sent[process].append(mine)
+    turn = len(sent[process]) - 1
+    return np.stack([told[turn] if turn < len(told) else mine for told in sent])
+
+  for process in (0, 1, 2, 0, 1, 2):  # once to fill in what is sent, once with all of it there
+    monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+    kept, sent[process] = sent[process], []
+    monkeypatch.setattr(multihost_utils, 'process_allgather', functools.partial(exchange, process))
+    found = accuracy.judge(rollout, TOKENIZER, mark)
+    assert len(kept) in (0, len(sent[process]))
+  assert found == alone

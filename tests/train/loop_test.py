@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import signal
 import types
 
 import jax
@@ -16,7 +18,7 @@ from opsd_jax import jsonlines
 from opsd_jax.checkpoint.config import CheckpointConfig
 from opsd_jax.checkpoint.store import open_store
 from opsd_jax.distill.config import TeacherConfig
-from opsd_jax.train import loop
+from opsd_jax.train import loop, stopping
 from opsd_jax.train import state as states
 from opsd_jax.train.config import Budget, LoopConfig
 from opsd_jax.train.ledger import Ledger
@@ -47,10 +49,12 @@ def make_setup(every=100, keep_last=1, keep_best=0, max_bad_updates=3, progress=
   )
 
 
-def update(state, number, bad=(), crash=None, spent=SPENT):
+def update(state, number, bad=(), crash=None, spent=SPENT, terminate=None):
   """Adds `number + 1` to the weights unless update `number` is bad."""
   if number == crash:
     raise KeyboardInterrupt
+  if number == terminate:
+    os.kill(os.getpid(), signal.SIGTERM)
   good = number not in bad
   state = state.replace(params={'w': state.params['w'] + good * (number + 1.0)})
   loss, norm = (1.0 / (number + 1), 2.0) if good else (math.nan, math.inf)
@@ -316,3 +320,18 @@ def test_a_bad_update_keeps_the_real_weights(tmp_path):
 def test_progress_survives_json():
   progress = Progress(3, 1.5, 2, 1, dataclasses.replace(SPENT, flops=2**70), ASKED)
   assert Progress.from_json(json.loads(json.dumps(dataclasses.asdict(progress)))) == progress
+
+
+# --- Asked to stop.
+
+
+def test_sigterm_saves_and_stops(tmp_path):
+  with pytest.raises(stopping.Stopped, match='stopped by SIGTERM after update 2, which is saved'):
+    run(tmp_path, updates(4), terminate=1)
+  finished = run(tmp_path, updates(4))
+  assert finished.progress.updates == 4 and finished.params['w'].tolist() == [10.0, 10.0]
+  assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_sigterm_in_the_last_update_changes_nothing(tmp_path):
+  assert run(tmp_path, updates(2), terminate=1).progress.updates == 2
