@@ -123,40 +123,29 @@ def _require_apart(
     )
 
 
-def problems_of_update(
-  problems: Sequence[Problem], count: int, seed: int, step: int, host: int = 0, hosts: int = 1
-) -> list[Problem]:
-  """The problems of update `step` for one host: a function of (seed, step), so that a run resumes anywhere.
+def problems_of_update(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[Problem]:
+  """The problems of update `step`: a function of (seed, step), so that a run resumes on any number of hosts.
 
   Each epoch is a fresh permutation and begins with an update, so that no update holds a problem twice;
-  the fewer than `count` problems left at its end wait for another epoch. Hosts take equal runs of one
-  order, which is the same for any number of them.
+  the fewer than `count` problems left at its end wait for another epoch. Every host reads them all, which
+  are kilobytes: each then knows every length, and where each token is to be read.
 
   Args:
     problems: what is trained on.
-    count: problems of the update, over all hosts.
+    count: problems of the update.
     seed: of the order.
     step: number of the update, from 0.
-    host: which of the `hosts` asks.
-    hosts: processes that share the update.
 
   Raises:
-    ConfigError: there are fewer than `count` problems, or they do not divide over the hosts.
+    ConfigError: there are fewer than `count` problems.
   """
   require(
     len(problems) >= count,
     f'an update takes {count} problems, but there are {len(problems)} to train on; take fewer '
     '(rollout.questions, cold_start.batch), or give more.',
   )
-  require(
-    0 <= host < hosts and count % hosts == 0,
-    f'an update takes {count} problems, which do not divide over {hosts} hosts (this one is {host}); make '
-    f'rollout.questions and cold_start.batch multiples of {hosts}.',
-  )
   epoch, part = divmod(step, len(problems) // count)
-  mine = count // hosts
-  first = part * count + host * mine
-  return [problems[i] for i in _order(len(problems), seed, epoch)[first : first + mine]]
+  return [problems[i] for i in _order(len(problems), seed, epoch)[part * count : (part + 1) * count]]
 
 
 @functools.lru_cache(maxsize=4)

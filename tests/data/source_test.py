@@ -237,28 +237,12 @@ def test_digit_chains_import_nothing_that_they_do_not_need():
   assert not {'grain', 'pyarrow', 'tensorflow_datasets'} & set(done.stdout.split())
 
 
-# --- Which problems belong to an update, and to a host.
+# --- Which problems belong to an update.
 
 
 def test_the_order_of_runs_that_are_under_way_does_not_change():
   drawn = [source.problems_of_update(range(10), 4, 3, step) for step in range(5)]
   assert drawn == [[9, 6, 0, 2], [1, 4, 7, 5], [4, 1, 2, 8], [5, 0, 7, 9], [7, 4, 1, 8]]
-
-
-@settings(max_examples=60)
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 8), st.integers(0, 3), st.integers(0, 20))
-def test_hosts_share_one_global_order(each, hosts, more, seed, step):
-  count = each * hosts
-  problems = range(count + more)
-  whole = source.problems_of_update(problems, count, seed, step)
-  parts = [source.problems_of_update(problems, count, seed, step, host, hosts) for host in range(hosts)]
-  assert [p for part in parts for p in part] == whole and {len(part) for part in parts} == {each}
-
-
-@pytest.mark.parametrize(('host', 'hosts'), [(0, 3), (4, 4), (-1, 2), (0, 0)])
-def test_an_update_divides_over_its_hosts(host, hosts):
-  with pytest.raises(ConfigError, match='takes 8 problems, which do not divide over'):
-    source.problems_of_update(range(20), 8, 0, 0, host, hosts)
 
 
 def test_an_update_of_files(folder):
