@@ -31,7 +31,7 @@ from opsd_jax.records import Rollout, Sampled
 from opsd_jax.train import distill, state
 from tests.experiments import tiny
 from tests.models.oracle import continuation_rows, float64
-from tests.models.transformer_test import QUICK, make_params, one_device, relative_gap
+from tests.models.transformer_test import QUICK, flat, make_params, one_device, relative_gap
 
 slow = pytest.mark.slow
 # Devices add partial sums in another order: float32 roundings of 6e-8 in a chain of two layers and a softmax.
@@ -182,11 +182,14 @@ def on_one(case: Case, lengths=None):
 def assert_same(actual, expected, lengths):
   np.testing.assert_allclose(actual.report.loss, expected.report.loss, rtol=SAME)
   np.testing.assert_allclose(actual.report.token_loss, expected.report.token_loss, atol=SAME, rtol=SAME)
-  np.testing.assert_allclose(actual.report.logp_gap, expected.report.logp_gap, atol=SAME, rtol=SAME)
+  real = np.arange(TOKENS) < np.asarray(lengths)[:, None]  # on padding it may be anything
+  gaps = [outcome.report.logp_gap[real] for outcome in (actual, expected)]
+  np.testing.assert_allclose(*gaps, atol=SAME, rtol=SAME)
   assert int(actual.report.tokens) == sum(lengths) and bool(actual.report.stepped)
   for name, total in expected.report.sums.items():
     np.testing.assert_allclose(actual.report.sums[name], total, rtol=SAME, atol=SAME, err_msg=name)
-  assert relative_gap(actual.gradient, expected.gradient) < SAME
+  if any(lengths):
+    assert relative_gap(actual.gradient, expected.gradient) < SAME
   assert relative_gap(actual.weights.params, expected.weights.params) < SAME
   assert actual.metrics.keys() == expected.metrics.keys()
 
@@ -230,17 +233,17 @@ def test_an_update_is_that_of_one_device(where, packing, case):
 
 
 @slow
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(st.lists(st.integers(0, TOKENS), min_size=12, max_size=12))
 @hypothesis.example([0] * 12)
 @hypothesis.example([0, TOKENS] * 6)
 @hypothesis.example([0] * 11 + [1])
 def test_any_lengths(lengths):
   """12 rows of 6 questions: on the cube a device has 3 rows, so that two questions are torn apart."""
-  expected = on_one(Case(), tuple(lengths))
-  assert_same(machinery(Case(), 'cube', 'rows', 40)(lengths), expected, lengths)
+  actual = machinery(Case(), 'cube', 'rows', 40)(lengths)
+  assert_same(actual, on_one(Case(), tuple(lengths)), lengths)
   if not any(lengths):
-    assert expected.report.loss == 0 == np.abs(expected.report.token_loss).max()
+    assert actual.report.loss == 0 == np.abs(flat(actual.gradient)).max()
 
 
 # What one device does is what the definition says.
