@@ -11,7 +11,6 @@ import functools
 import itertools
 import math
 import os
-import sys
 from typing import NamedTuple
 
 import jax
@@ -32,7 +31,9 @@ SPEC = ModelSpec(
 ODD = dataclasses.replace(SPEC, vocab_size=61, num_heads=3, num_kv_heads=1, mlp_dim=99)
 MESHES = {'one': None, 'data': (8, 1, 1), 'fsdp': (1, 8, 1), 'tensor': (1, 1, 8), 'cube': (2, 2, 2)}
 EOS, TOKENS = 3, 32
-PER_TOKEN = {'float32': 1e-4, 'bfloat16': 1e-1}
+# Of the table: none of 11,769 is at most 2.6e-4 (95 %); 339 of 6,111 are 5.5e-2, and three deviations of such
+# a count more are 6.5e-2.
+PER_TOKEN = {'float32': 2.6e-4, 'bfloat16': 6.5e-2}
 
 
 def make_mesh(name):
@@ -82,7 +83,8 @@ def drawn(name, spec, questions, per_question, temperature, slots=None):
 
 
 class Flips(NamedTuple):
-  """Rows, those that ever differ, tokens up to a row's first difference, mean entropy of a draw in nats."""
+  """Rows, those that ever differ, tokens up to a row's first difference, mean surprise of a token in nats,
+  and the mean absolute difference of the log-probs of tokens before any difference."""
 
   rows: int
   differing: int
@@ -96,7 +98,6 @@ class Flips(NamedTuple):
 
 
 def compared(actual, expected):
-  """`gap` is the mean absolute difference of the log-probs of tokens before any difference."""
   at = np.arange(TOKENS)[None]
   real = at < expected.length[:, None]
   differs = (actual.ids != expected.ids) & real | (actual.length != expected.length)[:, None] & (
@@ -149,16 +150,17 @@ def test_sampled_tokens_differ_as_seldom_as_was_measured(name, dtype, slots):
 def main():
   print('| dtype | mesh | slots | rows that differ | a token | mean gap of log-probs |')
   print('|---|---|---|---:|---:|---:|')
-  for dtype, name, slots in itertools.product(PER_TOKEN, many(), (None, 64)):
+  for dtype, name, slots in itertools.product(PER_TOKEN, [*many(), 'one'], (None, 64)):
+    if (name, slots) == ('one', None):  # what the others are compared with
+      continue
     spec = dataclasses.replace(SPEC, dtype=dtype)
     f = compared(drawn(name, spec, 128, 4, 1.0, slots), drawn('one', spec, 128, 4, 1.0))
-    sizes = 'x'.join(map(str, MESHES[name]))
+    sizes = 'x'.join(map(str, MESHES[name] or (1, 1, 1)))
     print(
       f'| {dtype} | {sizes} | {slots or "all"} | {f.differing} of {f.rows} | {f.differing} / {f.tokens:,} = '
       f'{f.per_token:.1e} | {f.gap:.1e} |',
       flush=True,
     )
-    print(f, file=sys.stderr)
 
 
 if __name__ == '__main__':
