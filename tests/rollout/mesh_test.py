@@ -115,17 +115,10 @@ def many():
   return [name for name in MESHES if name != 'one']
 
 
-@pytest.mark.parametrize(
-  ('name', 'questions', 'slots'),
-  [
-    ('cube', 5, 8),
-    *(
-      pytest.param(*case, marks=slow)
-      for case in itertools.product(many(), (5, 8), (None, 4, 8))
-      if case != ('cube', 5, 8)
-    ),
-  ],
-)
+@slow
+@pytest.mark.parametrize('slots', [None, 4, 8])
+@pytest.mark.parametrize('questions', [5, 8])
+@pytest.mark.parametrize('name', many())
 def test_greedy_tokens_are_those_of_one_device(name, questions, slots):
   """10 or 16 rows, of which 10 divide by no mesh's rows; a slot for each, or fewer."""
   spec = ODD if questions == 5 else SPEC
@@ -134,6 +127,24 @@ def test_greedy_tokens_are_those_of_one_device(name, questions, slots):
   np.testing.assert_array_equal(actual.ids, expected.ids)
   np.testing.assert_array_equal(actual.stopped, expected.stopped)
   np.testing.assert_allclose(actual.raw_logp, expected.raw_logp, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('slots', [None, 8])
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=() if name == 'cube' else slow) for name in many()]
+)
+def test_prompts_and_cache_are_split_into_eight(name, slots):
+  """Rows over both data axes, heads over tensor: nothing of them is on two devices."""
+  mesh, config = make_mesh(name), SamplingConfig(max_tokens=TOKENS)
+  setting = decode.setting_of(SPEC, config, (EOS,), 2, None, DecodeConfig(slots))
+  prompts = meshes.shard_rows(mesh, make_prompts(8))
+  counters = decode.Counters(np.uint32(0), np.uint32(0))
+  arguments = make_params(SPEC, mesh), prompts, decode.budgets(prompts, 2, config, None), counters
+  with jax.set_mesh(mesh):
+    requests, state = jax.jit(decode.begin, static_argnums=0)(setting, *arguments)
+  for kv in (requests.prompt.kv, state.slots.cache):
+    for array in (kv.key, kv.value):
+      assert array.size == 8 * np.prod(array.sharding.shard_shape(array.shape))
 
 
 @slow
