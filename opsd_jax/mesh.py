@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from opsd_jax.config import require
@@ -55,8 +56,11 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A ('data', 'fsdp', 'tensor') mesh over `devices` (default: all of them).
 
+  Devices that exchange most, those along `tensor`, are neighbours. Several slices (of TPUs; of GPUs a host
+  is one, or a rack of one fabric) lie apart along `data`, and along `fsdp` where `data` is too short.
+
   Raises:
-    ConfigError: the axes do not multiply to the number of devices.
+    ConfigError: the axes do not multiply to the number of devices, or `tensor` would cross slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = [config.data, config.fsdp, config.tensor]
@@ -72,7 +76,30 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     f'{len(devices)} are present; change mesh.data, mesh.fsdp or mesh.tensor.',
   )
   # Auto axes, said aloud: the default is Explicit, where top-k and gathers need annotations.
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  return Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+  """Devices [data, fsdp, tensor], as few axes as possible crossing the slow network between slices.
+
+  `jax.make_mesh` refuses several slices, and on most TPUs an axis that takes a part of one of the torus.
+  """
+  slices = len({getattr(d, 'slice_index', 0) for d in devices if d.platform != 'cpu'})
+  if slices <= 1:
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  data, fsdp, tensor = sizes
+  apart = math.gcd(data, slices)  # what the sum of gradients alone crosses
+  rest = slices // apart
+  require(
+    fsdp % rest == 0,
+    f'mesh {dict(zip(AXES, sizes, strict=True))} would split heads and matrices over {slices} slices of '
+    f'{len(devices) // slices} devices, between which the network is slow; let mesh.data be a multiple of '
+    f'{slices}, or mesh.fsdp one of {rest}.',
+  )
+  inner = data // apart, fsdp // rest, tensor
+  return mesh_utils.create_hybrid_device_mesh(
+    inner, (apart, rest, 1), devices, allow_split_physical_axes=True
+  )
 
 
 def partition(
