@@ -67,6 +67,27 @@ def validate(experiment: Experiment) -> None:
   _validate_controls(experiment)
 
 
+def validate_shapes(experiment: Experiment) -> None:
+  """Checks what the shapes of a run depend on, without the folders of its weights and its tokenizer.
+
+  Raises:
+    ConfigError: as `validate`.
+  """
+  e, vocab = experiment, experiment.model.vocab_size
+  _validate_numbers(e)
+  models_room.validate(e.model)
+  lora_room.validate(e.lora)
+  rollout_room.validate(e.rollout, vocab)
+  distill_room.validate_teacher(e.teacher)
+  if e.teacher.kind == 'external':
+    models_room.validate(e.teacher.model)
+  distill_room.validate_objective(e.objective, vocab)
+  train_room.validate_optimizer('optimizer', e.optimizer)
+  train_room.validate_loop(e.loop, _widest(e))
+  train_room.parse_budget(e.loop)
+  _validate_controller(e)
+
+
 def _widest(experiment: Experiment) -> int:
   """Positions that a question and its completions may take when they are scored."""
   prompt = max(experiment.views.student_tokens, experiment.views.teacher_tokens)
