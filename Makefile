@@ -66,6 +66,10 @@ bench-tpu-decode: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/
 bench-tpu-decode: .venv/.base .venv/.tpu-compile ## plan a decode step for TPUs: memory, exchanges, bytes over the floor
 	$(PY) -m experiments.benching.tpu_decode
 
+plan: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/libtpu/libtpu/libtpu.so)
+plan: .venv/.base .venv/.tpu-compile ## what a run would take on a TPU slice; ARGS="--experiment=... --topology=v5e:16x16"
+	$(PY) -m experiments.plan $(ARGS)
+
 bench-gpu: .venv/.base .venv/.gpu-peers ## time the divergence on a GPU beside PyTorch's, into runs/bench-gpu
 	$(PY) -m kernels.linear_divergence.bench_gpu --out=runs/bench-gpu/results.json $(ARGS)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from opsd_jax.config import require
@@ -72,7 +73,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     f'{len(devices)} are present; change mesh.data, mesh.fsdp or mesh.tensor.',
   )
   # Auto axes, said aloud: the default is Explicit, where top-k and gathers need annotations.
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  kinds = (AxisType.Auto,) * 3
+  try:
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
+  except (
+    NotImplementedError
+  ):  # a dimension of the torus must be shared by two axes, which JAX wants to be asked
+    found = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
+    return Mesh(found, AXES, axis_types=kinds)
 
 
 def partition(
