@@ -183,5 +183,5 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help quickstart quickstart-seeds recipes recipes-grades bench bench-peers bench-kernel bench-tpu \
+.PHONY: help plan quickstart quickstart-seeds recipes recipes-grades bench bench-peers bench-kernel bench-tpu \
   bench-tpu-decode bench-gpu bench-grading test test-all test-gpu-kernels test-reference lint check clean
