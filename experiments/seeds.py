@@ -29,18 +29,22 @@ _TARGET = flags.DEFINE_float('target', 0.8, 'Validation accuracy whose cost in t
 
 def main(experiment: Experiment) -> None:
   """Runs every seed, then prints the tables."""
-  seeded = [common.with_settings(experiment, _settings(seed)) for seed in dict.fromkeys(_SEEDS.value)]
+  _require_problems_that_vary(experiment)
+  named = [common.with_settings(experiment, _settings(seed)) for seed in _SEEDS.value]
+  seeded = list({each.seed: each for each in named}.values())
   require(bool(seeded), '--seeds is empty; name some, such as --seeds=0,1,2.')
   require(0 < _TARGET.value <= 1, f'--target is {_TARGET.value}; it must lie in (0, 1].')
   setups = [build(each) for each in seeded]  # what fails here fails before any of them is trained
   study.check_sampler(experiment)
   root = common.claim_workdir(_WORKDIR.value, common.with_settings(experiment, _settings('0')))
-  folders = [os.path.join(root, f'seed_{each.seed}') for each in seeded]
+  folders = [
+    common.claim_workdir(os.path.join(root, f'seed_{each.seed}'), each, setup.origin)
+    for each, setup in zip(seeded, setups, strict=True)
+  ]
   results = []
   for each, setup, folder in zip(seeded, setups, folders, strict=True):
-    workdir = common.claim_workdir(folder, each, setup.origin)
-    results.append(study.run(each, setup, workdir))
-    write_report(workdir)
+    results.append(study.run(each, setup, folder))
+    write_report(folder)
   found = across.read(folders)
   summary = across.summarise(found, _TARGET.value)
   means = {'target': _TARGET.value, 'mean': across_report.plain(summary)}
@@ -51,6 +55,17 @@ def main(experiment: Experiment) -> None:
     if rows:
       print('\n' + table.markdown(rows))
   print(f'\nReport: {os.path.relpath(report)}')
+
+
+def _require_problems_that_vary(experiment: Experiment) -> None:
+  data = experiment.data
+  fixed = data.source != 'chains' and data.test is not None and data.test_problems is None
+  require(
+    not (_VARY_DATA.value and fixed),
+    f'--vary_data is set, but the final table has all problems of data.test={data.test}, whatever the seed; '
+    'draw some with data.test_problems, hold them out of the training problems with data.test=none, or leave '
+    '--vary_data out.',
+  )
 
 
 def _settings(seed: str) -> list[str]:

@@ -6,12 +6,12 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import time
 from typing import Any, NamedTuple
 
 import jax
 
+from opsd_jax.data import source
 from opsd_jax.evaluate import accuracy, retention, statistics
 from opsd_jax.experiment import Control, Experiment, assemble, with_control
 from opsd_jax.files import write_json
@@ -69,7 +69,7 @@ def run(experiment: Experiment, setup: Setup, workdir: str) -> dict[str, Any]:
       arms['opsd_best'] = _with(chosen.progress, warm['opsd'])
       evaluated['opsd_best'] = _evaluate_best(setup, base, chosen, arms['opsd'], evaluated['opsd'], workdir)
   _add_recovery(evaluated, taught)
-  results = _results(experiment, setup, arms, evaluated)
+  results = _results(experiment, setup, arms, evaluated, taught)
   write_json(os.path.join(workdir, 'results.json'), results)
   return results
 
@@ -201,7 +201,9 @@ def _evaluate(
   for v in (*verdicts, *asked):
     spent += ledger.rollout_entry(setup.spec, v.prompt_length, v.length.ravel(), adapters)
   row = _row(measured, setup) | {
-    'levels': accuracy.by_level(setup.splits.test, verdicts[0].correct),
+    'levels': accuracy.by_level(
+      [source.level(setup.data, p) for p in setup.splits.test], verdicts[0].correct
+    ),
     'retention': others,
     'updates': updates,
     'spent': dataclasses.asdict(spent),
@@ -228,15 +230,20 @@ def _row(measured: accuracy.Accuracy, setup: Setup) -> dict[str, Any]:
 
 
 def _results(
-  experiment: Experiment, setup: Setup, arms: dict[str, loop.Progress], evaluated: dict[str, dict[str, Any]]
+  experiment: Experiment,
+  setup: Setup,
+  arms: dict[str, loop.Progress],
+  evaluated: dict[str, dict[str, Any]],
+  taught: dict[str, _Teacher],
 ) -> dict[str, Any]:
   """`arms` are what was trained, by name."""
   seconds = {name: progress.seconds for name, progress in arms.items()}
+  shared = {id(teacher.finished): teacher.finished for teacher in taught.values()}  # each trained once
   phases = {
     'cold_start': seconds['cold_start'],
     'opsd': seconds['opsd'],
     'controls': sum(seconds[c.name] for c in experiment.controls),
-    **{name: spent for name, spent in seconds.items() if re.match('teacher($|_of_)', name)},
+    **({'teacher': sum(run.progress.seconds for run in shared.values())} if taught else {}),
     'evaluation': sum(row['seconds'] for row in evaluated.values()),
   }
   table = {

@@ -36,7 +36,10 @@ RANK = {
   'opsd_jax.experiment': 5,
   'experiments': 6,
 }
-SIDEWAYS = {('opsd_jax.mesh', 'opsd_jax.config')}  # a mesh refuses bad settings like the rest
+SIDEWAYS = {
+  ('opsd_jax.mesh', 'opsd_jax.config'),  # a mesh refuses bad settings like the rest
+  ('opsd_jax.data', 'opsd_jax.grade'),  # a row's tests are read where the row is
+}
 CLOSED = {('opsd_jax.rollout', 'opsd_jax.grade')}  # rolling out is not grading
 
 # Imported where they are used, so that the library works without them.
@@ -141,6 +144,7 @@ def test_there_is_something_to_check():
     ('opsd_jax/models/model.py', 'from kernels.linear_divergence import api'),
     ('opsd_jax/distill/views.py', 'from opsd_jax import text, data, models, records'),
     ('opsd_jax/evaluate/run.py', 'from opsd_jax import rollout, distill, grade'),
+    ('opsd_jax/data/fields.py', 'from opsd_jax.grade.programs import given'),
     ('opsd_jax/train/loop.py', 'from opsd_jax.evaluate import run'),
     ('opsd_jax/train/loop.py', 'from opsd_jax import __version__'),
     ('opsd_jax/experiment/config.py', 'from opsd_jax.analyze import config'),
@@ -168,6 +172,7 @@ def test_allowed(path, line):
     ('opsd_jax/records.py', 'from .models import spec', 'may not import opsd_jax.models'),
     ('opsd_jax/models/model.py', 'from opsd_jax.distill import x', 'may not import opsd_jax.distill'),
     ('opsd_jax/models/model.py', 'from opsd_jax import data', 'may not import opsd_jax.data'),
+    ('opsd_jax/grade/grading.py', 'from opsd_jax.data import fields', 'may not import opsd_jax.data'),
     ('opsd_jax/rollout/decode.py', 'from opsd_jax.grade import math', 'not import opsd_jax.grade'),
     ('opsd_jax/rollout/decode.py', 'import opsd_jax.distill.views', 'not import opsd_jax.distill'),
     ('opsd_jax/distill/score.py', 'from ..rollout import decode', 'not import opsd_jax.rollout'),

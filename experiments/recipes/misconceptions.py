@@ -3,7 +3,9 @@
 The base is the quickstart's, on chains of 5 to 9 operations, with one ability more: in a dialect, marked by a
 comma, `*` does mean 2v + 1. What corrects the misconception must leave that alone. A larger teacher is a
 wider model, trained on right solutions under a template of its own (`{problem}=:`); it has never seen the
-dialect. Every arm starts from the same base and spends as many completion tokens as OPSD.
+dialect. Every arm starts from the same base, spends as many completion tokens as OPSD (questions of a
+controller among them) and has the same optimiser; the imitation before `cold_start_opd` has ten times its
+learning rate, as in "Rethinking OPD" (1e-5 and 1e-6 there).
 
   opsd                      the teacher's view of the base, forward KL (arXiv 2601.18734)
   no_privilege              the same without the running values: nothing to learn

@@ -1,5 +1,6 @@
 r"""ReNIO's coding task (arXiv 2606.23104): programs in place of mathematics, weighed rollouts, and its GRPO.
 
+  mkdir -p code
   python -m experiments.data --path=METADATA_OF_OPENTHOUGHTS --fields=openthoughts_114k_code --splits=train \
     --skip --output=code/train.jsonl
   python -m experiments.train --experiment=renio_code_qwen3_1p7b --workdir=runs/renio_code_qwen3_1p7b \
@@ -8,8 +9,10 @@ r"""ReNIO's coding task (arXiv 2606.23104): programs in place of mathematics, we
     --prompt=protocol --benchmarks=humaneval_plus,mbpp_plus --data=DATA --output=runs/renio_code_eval
 
 The authors drew 30,000 of the programming problems of OpenThoughts-114k and did not release which. The first
-command keeps the rows of its subset `metadata` that have tests, and counts the others; the second trains on
-them: `--set=data.fields=default` because they have this project's names then.
+command keeps the rows of its subset `metadata` that can be trained on, and counts the others: those without
+tests, without a program for the teacher, or with tests of a function that neither the question nor
+`starter_code` names. The second trains on what it kept; `--set=data.fields=default` because these rows have
+this project's names.
 
 A completion's program is run against its problem's first 5 tests (`grade.rules=programs`). Distillation reads
 no verdict: they are a metric there, and what `--set=weigh.keep=correct` or `=incorrect` filters by (all tests
@@ -17,7 +20,13 @@ passed, or not). GRPO's reward is the share of the tests that is passed. A progr
 minute or more; `--set=grade.programs.workers=N` runs more of them side by side.
 
 Where the sources leave a choice: as `renio.py`, and
-  - the sentences of the prompts are this project's, in the published order (views=renio_code);
+  - the sentences of the prompts are this project's, in the published order (views=renio_code); they say when
+    a function is wanted and when a whole program, and `starter_code` stands under the questions that want a
+    function, as in the data set's own prompts;
+  - the teacher's reference program is all of `deepseek_solution`, where the program stands in a fence among
+    words: `ground_truth_solution` is null for programs, by the code that made the data set, which drops the
+    sources' solutions (open-thoughts/open-thoughts, code/combine.py); we did not see the rows;
+  - of one problem that stands there with several sets of tests the first is kept;
   - what is printed is compared exactly, but for blanks around the whole of it;
   - of more than 5 tests the first 5 count; after 3 failures in a row the rest counts as failed, as published.
 """
@@ -38,7 +47,8 @@ def renio_code_qwen3_1p7b() -> Experiment:
 
   Source: arXiv 2606.23104; BDML-lab/ReNIO at 3bb2474, run_opsd_1b and the README's example for code
   Command: as at the top of this file, with a folder of Qwen/Qwen3-1.7B
-  Cost: 126 updates, at most 4.1 million sampled tokens and 20,160 runs of a program; time not published.
+  Cost: 126 updates, at most 4.1 million sampled tokens and, in training, 20,160 runs of a program; time not
+    published.
   Published: no number is known to us. Not measured here.
   """
   return coding(renio.renio_qwen3_1p7b(), 'renio_code_qwen3_1p7b')
@@ -53,7 +63,8 @@ def renio_code_opd_qwen3_1p7b() -> Experiment:
 
   Source: arXiv 2606.23104; BDML-lab/ReNIO at 3bb2474, run_opd_1b
   Command: as at the top of this file, with --experiment=renio_code_opd_qwen3_1p7b and the teacher's folder
-  Cost: 126 updates, at most 4.1 million sampled tokens and 20,160 runs of a program; time not published.
+  Cost: 126 updates, at most 4.1 million sampled tokens and, in training, 20,160 runs of a program; time not
+    published.
   Published: no number is known to us. Not measured here.
   """
   main = coding(renio.renio_opd_qwen3_1p7b(), 'renio_code_opd_qwen3_1p7b')
@@ -70,7 +81,8 @@ def renio_code_grpo_qwen3_1p7b() -> Experiment:
 
   Source: arXiv 2606.23104; BDML-lab/ReNIO at 3bb2474, run_grpo and its reward of code
   Command: as at the top of this file, with --experiment=renio_code_grpo_qwen3_1p7b
-  Cost: 150 updates, at most 77 million sampled tokens and 24,000 runs of a program; time not published.
+  Cost: 150 updates, at most 77 million sampled tokens and, in training, 24,000 runs of a program; time not
+    published.
   Published: no number is known to us. Not measured here.
   """
   main = coding(renio.renio_qwen3_1p7b(), 'renio_code_grpo_qwen3_1p7b')
@@ -99,7 +111,11 @@ def coding(main: Experiment, name: str) -> Experiment:
   return dataclasses.replace(
     main,
     name=name,
-    data=dataclasses.replace(main.data, fields=FieldsConfig.named('openthoughts_114k_code')),
+    data=dataclasses.replace(
+      main.data,
+      fields=FieldsConfig.named('openthoughts_114k_code'),
+      filters=dataclasses.replace(main.data.filters, conflicts='keep'),  # other tests are no other answer
+    ),
     views=main.views.named('renio_code'),
     grade=GradeConfig(rules='programs', tests=5, failures=3),
   )

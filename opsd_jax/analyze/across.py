@@ -1,7 +1,8 @@
 """The same experiment over several seeds: means with intervals, and how soon every arm got where.
 
-An interval is Student's t at 95 % over the seeds, each of which has a base model (and perhaps problems) of
-its own: it says how a number would move with another seed, not with other test problems.
+An interval is Student's t at 95 % over the seeds, each of which has a base model of its own: it says how a
+number would move with another seed. Where the seeds share their test problems it does not say how it would
+move with others.
 """
 
 import os
@@ -28,6 +29,7 @@ class Course(NamedTuple):
 
   Attributes:
     accuracy: share of right answers, float [K].
+    updates: until then.
     tokens: completion tokens until then, sampled or given.
     scored: completion tokens read by the student for its loss, by the teacher, or for weights of samples.
     flops: model FLOPs.
@@ -35,6 +37,7 @@ class Course(NamedTuple):
   """
 
   accuracy: np.ndarray
+  updates: np.ndarray
   tokens: np.ndarray
   scored: np.ndarray
   flops: np.ndarray
@@ -76,17 +79,35 @@ def course(run: Run, name: str) -> Course | None:
   others = [n for n in rows[0] if n.startswith(_KEPT) and n.endswith('/accuracy')]
   kept = {n.split('/')[1]: np.array([row.get(n, np.nan) for row in rows], float) for n in others}
   accuracy = np.array([row['validation_accuracy'] for row in rows], float)
-  return Course(accuracy, total(_TOKENS), total(_SCORED), total(('total/flops',)), kept)
+  updates = total(('step',))
+  return Course(accuracy, updates, total(_TOKENS), total(_SCORED), total(('total/flops',)), kept)
 
 
 def _last(rows: Sequence[Row]) -> Row:
   return rows[-1] if rows else {}
 
 
-def reached(way: Course, target: float) -> tuple[float, float] | None:
-  """Completion tokens and FLOPs at the first validation that is at least `target`, else None."""
-  there = np.flatnonzero(way.accuracy >= target)
-  return (way.tokens[there[0]], way.flops[there[0]]) if len(there) else None
+def reached(way: Course, base: Mapping[str, Any], target: float) -> dict[str, float]:
+  """Updates, completion tokens, FLOPs and accuracy on other tasks where the accuracy first is `target`.
+
+  Between two validations, and between the `base`'s row of the table and the first one, all go in a straight
+  line. Empty where the target is not reached.
+  """
+  accuracy = np.array([base['sampled_accuracy'], *way.accuracy])
+  there = np.flatnonzero(accuracy >= target)
+  if not len(there):
+    return {}
+  after = max(there[0], 1)
+  share = (target - accuracy[after - 1]) / (accuracy[after] - accuracy[after - 1]) if there[0] else 0.0
+
+  def at(values: np.ndarray, first: float) -> float:
+    ends = np.array([first, *values])[[after - 1, after]]
+    return float(ends[0] + share * (ends[1] - ends[0]))
+
+  others = {name: row['accuracy'] for name, row in base.get('retention', {}).items()}
+  kept = {f'{name}_at_target': at(values, others.get(name, np.nan)) for name, values in way.kept.items()}
+  costs = {'updates': way.updates, 'tokens': way.tokens, 'flops': way.flops}
+  return {f'{name}_to_target': at(values, 0) for name, values in costs.items()} | kept
 
 
 def summarise(found: Sequence[Run], target: float) -> dict[str, dict[str, Any]]:
@@ -116,13 +137,11 @@ def _arm(
   spent = [run.results.get('arms', {}).get(name) for run, _ in have]
   if all(spent):
     shown |= {key: mean(values) for key, values in _spent(spent).items()}
-  ways = [way for run, _ in have if (way := course(run, name)) is not None]
-  there = [at for way in ways if (at := reached(way, target)) is not None]
+  ways = [(way, arms['base']) for run, arms in have if (way := course(run, name)) is not None]
+  there = [at for way in ways if (at := reached(*way, target))]
   if ways:
     shown['reached'] = len(there)
-  if there:
-    shown |= {f'{kind}_to_target': mean(v) for kind, v in zip(('tokens', 'flops'), zip(*there), strict=True)}
-  return shown
+  return shown | _by_key(there)
 
 
 def _spent(ledgers: Sequence[Row]) -> dict[str, list[float]]:
@@ -146,7 +165,9 @@ def cells(
   others = list(dict.fromkeys(key for arm in summary.values() for key in arm['kept']))
   header = ['arm', 'sampled %', 'greedy %', 'points behind OPSD', *(f'{name} %' for name in others)]
   goal = f'{100 * target:g} %'
-  header += ['updates', 'tokens', 'scored', 'TFLOPs', f'tokens to {goal}', f'TFLOPs to {goal}']
+  header += ['updates', 'tokens', 'scored', 'TFLOPs']
+  header += [f'{cost} to {goal}' for cost in ('updates', 'tokens', 'TFLOPs')]
+  header += [f'{name} % then' for name in others]
   rows = [header]
   for name, arm in summary.items():
     there = f' ({arm["reached"]}/{arm["seeds"]})' if arm.get('reached') else ''
@@ -161,8 +182,10 @@ def cells(
         _number(arm.get('tokens'), 1e3, 'k'),
         _number(arm.get('scored'), 1e3, 'k'),
         _number(arm.get('flops'), 1e12),
-        _number(arm.get('tokens_to_target'), 1e3, 'k') + there,
+        _number(arm.get('updates_to_target'), 1) + there,
+        _number(arm.get('tokens_to_target'), 1e3, 'k'),
         _number(arm.get('flops_to_target'), 1e12),
+        *(_share(arm.get(f'{other}_at_target')) for other in others),
       ]
     )
   return rows

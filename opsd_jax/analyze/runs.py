@@ -21,6 +21,16 @@ LABELS = {
   'opsd_best': 'OPSD, best by validation',
   'no_privilege': 'control: no privilege',
   'sharpened_no_privilege': 'control: no privilege, sharpened',
+  'renio': 'ReNIO',
+  'effopd': 'EffOPD around OPSD',
+  'opd_sampled': 'OPD, sampled token',
+  'opd_topk': 'OPD, rewards on the top-k',
+  'opd_unaligned': 'OPD, teacher in another template',
+  'cold_start_opd': 'cold start, then OPD',
+  'sft': 'SFT',
+  'off_policy': 'off-policy distillation',
+  'gkd': 'GKD',
+  'grpo': 'GRPO',
 }
 
 

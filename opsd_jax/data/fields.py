@@ -10,6 +10,7 @@ import numpy as np
 
 from opsd_jax.config import ConfigError, nearest
 from opsd_jax.data.schemas import FieldsConfig
+from opsd_jax.grade.programs import given
 from opsd_jax.records import Problem
 
 _MISSING = object()
@@ -35,6 +36,8 @@ def reader(
     place, number = where(number), int(number)
     problem = _bare(fields, _filled(row, fields.problem, 'problem', place), place)
     solution, answer = _solution_and_answer(fields, row, place)
+    if fields.starter:
+      problem = _begun(fields, row, problem, answer, place)
     return Problem(
       id=f'{split}/{number}' if fields.id is None else _filled(row, fields.id, 'id', place).strip(),
       problem=problem,
@@ -95,14 +98,33 @@ def _tests(row: Mapping[str, Any], name: str, place: str) -> str:
   value = _look_up(row, name)
   if isinstance(value, np.ndarray):
     value = value.tolist()
-  if not isinstance(value, Mapping | list | tuple):
-    return _filled(row, name, 'tests', place).strip()
+  nested = isinstance(value, Mapping | list | tuple)
+  found = '' if nested else _filled(row, name, 'tests', place).strip()
   try:
-    return _whole(json.dumps(value, ensure_ascii=False))
-  except (TypeError, ValueError) as error:
+    found = _whole(json.dumps(value, ensure_ascii=False)) if nested else found
+    given.read(found)
+  except (TypeError, ValueError, RecursionError) as error:
     raise ConfigError(
-      f'{place}: the field {name!r} (data.fields.tests) is no JSON: {error}. Mend the row or leave it out.'
+      f'{place}: the field {name!r} (data.fields.tests) holds no tests: {error}. Mend the row or leave it '
+      'out.'
     ) from error
+  return found
+
+
+def _begun(fields: FieldsConfig, row: Mapping[str, Any], question: str, tests: str, place: str) -> str:
+  """The question of a row whose tests call a function, with the beginning of the program under it."""
+  name = given.read(tests)[0].entry_point
+  if not name:
+    return question
+  value = _look_up(row, fields.starter)
+  starter = '' if value is None else text(row, fields.starter, 'starter', place)
+  shown = f'{question}\n\n{starter}' if starter.strip() else question
+  if not re.search(rf'\b{re.escape(name)}\b', shown):
+    raise ConfigError(
+      f'{place}: the tests call {name!r}, which neither the question nor the field {fields.starter!r} '
+      '(data.fields.starter) names; leave the row out.'
+    )
+  return shown
 
 
 def _boxed(fields: FieldsConfig, solution: str, place: str) -> str:

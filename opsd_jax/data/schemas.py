@@ -26,6 +26,9 @@ class FieldsConfig:
     tests: the tests of a programming problem, which stand in the place of the answer: a text, or a list or
       group of fields, which becomes JSON. `grade.programs.given` says which forms are understood. None: the
       data has answers.
+    starter: the beginning of the program, which stands under the question where the tests call a function; a
+      row without one, whose question does not name the function either, is an error. None: the data has none,
+      and the names of functions are not looked for.
     meta: further text fields for views, which show them under the last part of their name.
     prefix: an instruction that stands before every question and is no part of it; a row without it is an
       error, because a run would ask some questions with an instruction and some without.
@@ -38,6 +41,7 @@ class FieldsConfig:
   id: str | None = None
   answer_marker: str | None = None
   tests: str | None = None
+  starter: str | None = None
   meta: tuple[str, ...] = ()
   prefix: str | None = None
   suffix: str | None = None
@@ -56,7 +60,7 @@ class FieldsConfig:
   def columns(self) -> tuple[str, ...]:
     """The top-level fields that are read."""
     answer = self.tests or (None if self.answer_marker else self.answer)
-    named = [self.problem, self.solution, answer, self.id, *self.meta]
+    named = [self.problem, self.solution, answer, self.starter, self.id, *self.meta]
     return tuple(dict.fromkeys(part for n in named if n is not None for part in (n, n.split('.')[0])))
 
 
@@ -66,7 +70,10 @@ _VERL = FieldsConfig(problem='prompt.0.content', solution=None, answer='reward_m
 # with another instruction, of which the files have doubled braces; `deepmath` is DeepMath-103K, and
 # `deepmath_verl` its deduplicated form; `openthoughts` are the 30,000 problems of OPSD, `openthoughts_114k`
 # the mathematics of OpenThoughts-114k, where not every row has a boxed answer, `openthoughts_114k_code` its
-# programs. In `mbpp` the function's name stands in the tests alone: a view must show `{answer}`.
+# programs: `ground_truth_solution` is null there, and `deepseek_solution` has the program in a fence.
+# In `mbpp` the function's name stands in the tests alone: a view must show `{answer}`. Its
+# `test_setup_code` is not read, so that no program passes the tests of 367, 596, 601 and 927: they want names
+# that this code or the canonical program defines.
 NAMED = {
   'default': FieldsConfig(),
   'dapo': dataclasses.replace(
@@ -85,7 +92,9 @@ NAMED = {
   'openthoughts': FieldsConfig(answer='Answer', meta=('COT_Reason',)),
   'mbpp': FieldsConfig(problem='text', solution='code', tests='test_list', id='task_id'),
   'openthoughts_114k': FieldsConfig(solution='ground_truth_solution', answer_marker='\\boxed'),
-  'openthoughts_114k_code': FieldsConfig(solution='ground_truth_solution', tests='test_cases'),
+  'openthoughts_114k_code': FieldsConfig(
+    solution='deepseek_solution', tests='test_cases', starter='starter_code'
+  ),
   'roll': FieldsConfig(problem='prompt', solution=None, answer='ground_truth'),
   'verl': _VERL,
 }
@@ -107,6 +116,11 @@ def validate_fields(fields: FieldsConfig) -> None:
     not (fields.tests and fields.answer_marker),
     f'data.fields.tests is {fields.tests!r} and data.fields.answer_marker {fields.answer_marker!r}; a '
     'problem has tests or an answer: set one of them to none.',
+  )
+  require(
+    not fields.starter or bool(fields.tests),
+    f'data.fields.starter is {fields.starter!r}, but data.fields.tests, which say whether a function is '
+    'wanted, is none; name that field, or set data.fields.starter=none.',
   )
   for name in ('prefix', 'suffix'):
     value = getattr(fields, name)

@@ -76,9 +76,9 @@ def other_task(config: DataConfig, problems: Sequence[Problem]) -> dict[str, tup
   return {'dialect': tuple(map(digit_chains.in_dialect, problems))}
 
 
-def level(problem: Problem) -> str | None:
+def level(config: DataConfig, problem: Problem) -> str | None:
   """How hard a problem is said to be: its field `level`, or the number of operations of a digit chain."""
-  return digit_chains.level(problem) if problem.source == 'chains' else problem.meta.get('level')
+  return digit_chains.level(problem) if config.source == 'chains' else problem.meta.get('level')
 
 
 def open_problems(config: DataConfig, split: str) -> index.Subset:

@@ -1,7 +1,7 @@
 """What a token says about the rollout it is in: a pure function of what student and teacher said of it.
 
-`SIGNALS` is the table of them. A name in it is a choice of `weigh.kind`; a method of one's own adds a line,
-from its recipe's file as well.
+`SIGNALS` is the table of them. A name in it is a choice of `weigh.kind`; a recipe's file adds its own by
+`register`.
 
 Axis letters: B rollouts, T completion tokens.
 """
@@ -35,7 +35,19 @@ def entropy_of(student_logp: jax.Array, teacher_logp: jax.Array, entropy: jax.Ar
   return -student_logp if entropy is None else entropy
 
 
+OTHERS = ('none', 'length')  # kinds of weights that are no signals
 SIGNALS: dict[str, Signal] = {'renio': Signal(log_ratio), 'entropy': Signal(entropy_of, asks_teacher=False)}
+
+
+def register(name: str, signal: Signal) -> None:
+  """Makes a signal a choice of `weigh.kind`.
+
+  Raises:
+    ValueError: the name is taken: what other recipes mean by it must not change.
+  """
+  if name in (*OTHERS, *SIGNALS):
+    raise ValueError(f'weigh.kind={name} is there already; choose another name.')
+  SIGNALS[name] = signal
 
 
 def asks_teacher(kind: str) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from opsd_jax.config import require, require_choice
-from opsd_jax.distill.signals import SIGNALS
+from opsd_jax.distill.signals import OTHERS, SIGNALS
 
 Normalise = Literal['batch_mean', 'clamp', 'none']
 Scope = Literal['global', 'micro']
@@ -50,7 +50,7 @@ class WeighConfig:
 
 def validate(config: WeighConfig, samples: int) -> None:
   """Raises `ConfigError` where `samples` of an update could not be weighed, or would all weigh alike."""
-  require_choice('weigh.kind', config.kind, ('none', 'length', *SIGNALS))
+  require_choice('weigh.kind', config.kind, (*OTHERS, *SIGNALS))
   choices = dict(normalise=Normalise, scope=Scope, source=Source, keep=Keep)
   for name, kind in choices.items():
     require_choice(f'weigh.{name}', getattr(config, name), get_args(kind))

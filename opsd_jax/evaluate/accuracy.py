@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from opsd_jax import mesh as meshes
-from opsd_jax.data import source
 from opsd_jax.distill import views
 from opsd_jax.distill.config import ViewsConfig
 from opsd_jax.evaluate.config import EvaluateConfig
@@ -136,14 +135,14 @@ def _prompts(exam: Exam, problems: Sequence[Problem], role: Role) -> Prompts:
   return views.teacher_batch(exam.views, problems, exam.tokenizer)[0]
 
 
-def by_level(problems: Sequence[Problem], correct: np.ndarray) -> dict[str, float]:
-  """Share of `correct` bool [X, n] by how hard problems are said to be (`source.level`), the easiest first.
+def by_level(levels: Sequence[str | None], correct: np.ndarray) -> dict[str, float]:
+  """Share of `correct` bool [X, n] by how hard each problem is said to be, the shortest names first.
 
   Problems of which nothing is said are left out.
   """
   found: dict[str, list[float]] = {}
-  for problem, share in zip(problems, np.asarray(correct).mean(1), strict=True):
-    if (level := source.level(problem)) is not None:
+  for level, share in zip(levels, np.asarray(correct).mean(1), strict=True):
+    if level is not None:
       found.setdefault(level, []).append(float(share))
   hardness = sorted(found, key=lambda level: (len(level), level))
   return {level: float(np.mean(found[level])) for level in hardness}

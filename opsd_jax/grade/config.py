@@ -31,7 +31,8 @@ class GradeConfig:
     tests: of `programs`: at most so many tests of a problem count, the first. The reward of reinforcement
       learning is the share of them that is passed.
     failures: of `programs`: after so many failed tests in a row the rest counts as failed, and is not run.
-    programs: limits of one program under one test, and what keeps it in. One test may take `call_seconds`.
+    programs: limits of one program under one test, and what keeps it in. One test may take `call_seconds`,
+      whatever `seconds` is.
   """
 
   rules: Rules = 'text'

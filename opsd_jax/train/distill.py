@@ -22,7 +22,7 @@ from opsd_jax.evaluate import accuracy as accuracies
 from opsd_jax.evaluate import retention
 from opsd_jax.grade import grading
 from opsd_jax.models import lora, model
-from opsd_jax.records import Graded, Plan, Problem, Prompts, Role, Rollout, Sampled, Shown
+from opsd_jax.records import Graded, Plan, Problem, Prompts, Role, Rollout, Sampled, Shown, Verdict
 from opsd_jax.rollout.config import bucket
 from opsd_jax.rollout.engine import client
 from opsd_jax.rollout.source import Rollouts
@@ -283,7 +283,9 @@ def describe(report: step.StepReport, sampled: Rollout, graded: Graded) -> dict[
   metrics = {'loss': float(report.loss)} | {k: float(v) for k, v in report.norms.items()}
   tokens = max(int(report.tokens), 1)
   metrics |= {name: float(total / tokens) for name, total in report.sums.items()}
-  metrics |= {} if graded.shares is None else {'reward': float(graded.reward.mean())}
+  if graded.shares is not None:
+    failed = np.mean([verdict == Verdict.ERROR for verdict in graded.verdicts])
+    metrics |= {'reward': float(graded.reward.mean()), 'graded_errors': float(failed)}
   metrics |= {
     'accuracy': float(graded.correct.mean()),
     'answered': float(graded.answered.mean()),

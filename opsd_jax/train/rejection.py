@@ -98,12 +98,19 @@ def _most(texts: Iterable[str]) -> int:
 
 def validate(config: RejectConfig, name: str) -> None:
   """Raises `ConfigError` for rules, set under `name`, that cannot be asked."""
+  usual = RejectConfig()
   for rule in ('line', 'window', 'block'):
     times = getattr(config, f'{rule}_times')
     require(
       times == 0 or times > 1,
-      f'{name}.{rule}_times is {times}, which would reject every rollout; set at least 2, or 0 for never.',
+      f'{name}.{rule}_times is {times}; set at least 2, or 0 for never: once, every text stands.',
     )
+    for field in (f.name for f in dataclasses.fields(config) if f.name.startswith(f'{rule}_')):
+      value = getattr(config, field)
+      require(
+        times > 0 or value == getattr(usual, field),
+        f'{name}.{field} is {value}, but {name}.{rule}_times is 0, so that nothing is asked; set it, too.',
+      )
   for field in ('line_chars', 'window_chars', 'window_stride', 'block_chars'):
     value = getattr(config, field)
     require(value > 0, f'{name}.{field} is {value}; it must be positive.')

@@ -71,15 +71,28 @@ def test_what_stands_in_the_summary(found):
   assert summary['other']['tokens'].value == 240
   assert summary['opsd']['levels']['5'].value == pytest.approx(0.85)
   assert (summary['opsd']['reached'], summary['opsd']['seeds']) == (2, 3)
-  assert summary['opsd']['tokens_to_target'] == pytest.approx((200, 0))
-  assert summary['opsd']['flops_to_target'].value == 2e9
+  between = (0.8 - 0.5) / (0.85 - 0.5)  # the first and the second validation
+  assert summary['opsd']['tokens_to_target'] == pytest.approx((100 + 100 * between, 0))
+  assert summary['opsd']['flops_to_target'].value == pytest.approx(1e9 * (1 + between))
+  assert summary['opsd']['old_at_target'] == (0.5, 0)
   assert 'tokens_to_target' not in summary['other']
   assert 'updates' not in summary['base']
+
+
+def test_a_target_before_the_first_validation_is_on_the_way_from_the_base(found):
+  way, base = across.course(found[0], 'opsd'), arm(0.1)
+  there = across.reached(way, base, 0.3)
+  assert there == pytest.approx(
+    {'updates_to_target': 0.5, 'tokens_to_target': 50, 'flops_to_target': 5e8, 'old_at_target': 0.7}
+  )
+  assert across.reached(way, base, 0.05)['tokens_to_target'] == 0
+  assert across.reached(way, base, 0.86) == {}
 
 
 def test_a_warm_start_is_part_of_the_course(found):
   way = across.course(found[0], 'other')
   assert way.tokens.tolist() == [140, 240]
+  assert way.updates.tolist() == [2, 3]
   assert way.scored.tolist() == [150, 300]
   assert way.flops.tolist() == [8e9, 9e9]
   assert way.kept['old'].tolist() == [0.5, 0.5]
@@ -92,7 +105,8 @@ def test_the_tables(found):
   assert {len(row) for row in rows} == {len(rows[0])}
   assert rows[0][:5] == ['arm', 'sampled %', 'greedy %', 'points behind OPSD', 'old %']
   assert rows[2][:5] == ['OPSD', '80.0 ± 24.8', '40.0 ± 12.4', table.NONE, '20.0 ± 24.8']
-  assert rows[2][-2:] == ['0.20k (2/3)', '0.00']
+  assert rows[2][-4] == '1.86 (2/3)'
+  assert rows[2][-3:] == ['0.19k', '0.00', '50.0 ± 0.0']
   assert across.level_cells(summary)[0] == ['arm', 'level 5 %', 'level 10 %']
 
 

@@ -41,6 +41,10 @@ def test_what_works():
       {'fields': FieldsConfig(tests='t', answer_marker='####')},
       ["data.fields.tests is 't'", "'####'", 'to none'],
     ),
+    (
+      {'fields': FieldsConfig(starter='s')},
+      ["data.fields.starter is 's'", 'data.fields.tests', 'starter=none'],
+    ),
     ({'fields': FieldsConfig(solution=None, answer_marker='####')}, ["'####'", 'data.fields.solution']),
     ({'fields': FieldsConfig(meta=('extra.answer',))}, ["two texts as 'answer'"]),
     ({'fields': FieldsConfig(meta=('a.x', 'b.x'))}, ["two texts as 'x'"]),

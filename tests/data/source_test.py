@@ -280,3 +280,11 @@ def test_a_cold_start_needs_worked_solutions(folder):
   config = of_files(folder, fields=FieldsConfig(solution=None))
   with pytest.raises(ConfigError, match='no worked solution.*data.fields.solution.*cold_start.updates=0'):
     source.cold_start_examples(config, source.load(config).train, 4, 2, 0, 0)
+
+
+def test_how_hard_a_problem_is_said_to_be():
+  chain = make_problem('2+*')
+  assert source.level(DataConfig(), chain) == '2'
+  files = DataConfig(source='files', path='chains.jsonl')
+  assert source.level(files, chain) is None
+  assert source.level(files, dataclasses.replace(chain, meta={'level': '5'})) == '5'

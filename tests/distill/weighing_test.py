@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsd_jax.config import ConfigError
-from opsd_jax.distill import weigh_config, weighing
+from opsd_jax.distill import signals, weigh_config, weighing
 from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.distill.weighing import Weights
 from opsd_jax.records import Graded, Plan, Reading, Rollout, Verdict
@@ -271,3 +271,11 @@ def test_log_probs_of_the_sampled_tokens(chunk_tokens):
     )
     np.testing.assert_allclose(found.values, oracle(config, signal, length)[0], rtol=1e-4)
     np.testing.assert_array_equal(found.selected, oracle(config, signal, length)[1])
+
+
+@pytest.mark.parametrize('name', ['none', 'length', 'renio', 'entropy'])
+def test_a_signal_that_is_there_stays_what_it_is(name):
+  before = dict(signals.SIGNALS)
+  with pytest.raises(ValueError, match=f'weigh.kind={name} is there already'):
+    signals.register(name, signals.Signal(signals.log_ratio))
+  assert before == signals.SIGNALS

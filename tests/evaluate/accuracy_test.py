@@ -158,3 +158,8 @@ def test_the_teachers_role_reads_the_teachers_prompt(monkeypatch):
 def test_settings_that_measure_nothing(changes, message):
   with pytest.raises(ConfigError, match=message):
     settings.validate(EvaluateConfig(**changes), 20)
+
+
+def test_accuracy_by_level():
+  correct = np.array([[1, 0], [1, 1], [0, 0], [1, 1], [1, 1]], bool)
+  assert accuracy.by_level(['10', '9', '10', '9', None], correct) == {'9': 1.0, '10': 0.25}

@@ -36,8 +36,12 @@ def apart(tmp_path, monkeypatch):
   """The experiment, by its name, from a file beside the recipes; afterwards nothing knows of it."""
   (tmp_path / 'apart.py').write_text(block(), encoding='utf-8')
   monkeypatch.setattr(recipes, '__path__', [*recipes.__path__, str(tmp_path)])
-  yield recipes.load('apart')
-  del recipes.apart, signals.SIGNALS['apart'], sys.modules['experiments.recipes.apart']
+  try:
+    yield recipes.load('apart')
+  finally:
+    signals.SIGNALS.pop('apart', None)
+    sys.modules.pop('experiments.recipes.apart', None)
+    vars(recipes).pop('apart', None)
 
 
 def test_it_takes_twenty_lines():

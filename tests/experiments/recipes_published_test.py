@@ -487,9 +487,13 @@ def test_what_stands_around_opsd_is_its_table(name):
 
 CODE = {
   'problems of OpenThoughts-114k, its code part': {
-    'data.fields.solution': 'ground_truth_solution',
     'data.fields.answer': 'answer',
     'data.fields.tests': 'test_cases',
+    'data.fields.starter': 'starter_code',
+  },
+  'ours: ground_truth_solution is null for programs, and one problem with other tests is a copy': {
+    'data.fields.solution': 'deepseek_solution',
+    'data.filters.conflicts': 'keep',
   },
   'reward: fraction of <= 5 tests passed, stop after 3 consecutive failures, 10 s timeout': {
     'grade.rules': 'programs',
@@ -559,6 +563,8 @@ def test_the_teacher_of_programs_reads_the_parts_in_order():
   parts += ['from scratch', 'in your own words', 'step by step', 'edge cases', 'Think about', '```python']
   places = [views['teacher'].index(part) for part in parts]
   assert places == sorted(places) and views['teacher'].endswith(views['student'].split('\n\n')[-1])
+  for kind in ('function', 'standard input'):  # which of both is wanted no test says to the student
+    assert kind in views['student']
 
 
 # --- All of them.

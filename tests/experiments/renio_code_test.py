@@ -8,17 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import common, recipes
+from experiments import common, data_check, recipes
 from experiments.sitting import exam
 from opsd_jax import jsonlines
 from opsd_jax.config import ConfigError
+from opsd_jax.data import cleaning, source
+from opsd_jax.data.config import DataConfig
 from opsd_jax.distill import weighing
 from opsd_jax.distill.weigh_config import WeighConfig
 from opsd_jax.evaluate import protocols
 from opsd_jax.experiment import build
 from opsd_jax.grade.config import GradeConfig
 from opsd_jax.grade.programs import judge
-from opsd_jax.records import Rollout, Verdict
+from opsd_jax.records import Problem, Rollout, Verdict
 from opsd_jax.train import cold_start, distill, grpo
 from opsd_jax.train.step import StepReport
 from tests.experiments import model_folder, real_text
@@ -53,7 +55,7 @@ def model(tmp_path_factory):
 
 def experiment(name, model, folder, tests=TESTS, settings=()):
   rows = [
-    {'problem': f'Read {i}. Double it.', 'ground_truth_solution': PROGRAMS[0], 'test_cases': tests}
+    {'problem': f'Read {i}. Double it.', 'deepseek_solution': PROGRAMS[0], 'test_cases': tests}
     for i in range(12)
   ]
   model_folder.write_lines(folder / 'train.jsonl', rows)
@@ -74,16 +76,26 @@ def test_rollouts_are_graded_by_the_tests_of_their_problems(model, tmp_path):
   assert graded.verdicts == (Verdict.CORRECT, Verdict.WRONG, Verdict.WRONG, Verdict.UNFORMATTED)
   for keep, rows in (('correct', [0]), ('incorrect', [1, 2, 3])):
     assert np.flatnonzero(weighing.kept(WeighConfig(keep=keep), graded)).tolist() == rows
-  report = distill.describe(StepReport(np.float32(0), {}, True, {}, 1, None), rollout, graded)
-  assert report['reward'] == np.mean(SHARES) and report['accuracy'] == 0.25
+  step = StepReport(np.float32(0), {}, True, {}, 1, None)
+  report = distill.describe(step, rollout, graded)
+  assert report['reward'] == np.mean(SHARES) and report['accuracy'] == 0.25 and report['graded_errors'] == 0
+  failed = dataclasses.replace(graded, verdicts=(*graded.verdicts[:3], Verdict.ERROR))
+  assert distill.describe(step, rollout, failed)['graded_errors'] == 0.25
+  assert 'graded_errors' not in distill.describe(step, rollout, dataclasses.replace(failed, shares=None))
 
 
-@pytest.mark.parametrize(
-  ('name', 'tests'), [('renio_code_qwen3_1p7b', '42'), ('renio_code_grpo_qwen3_1p7b', [])]
-)
-def test_problems_without_tests_are_refused(model, tmp_path, name, tests):
+@pytest.mark.parametrize('name', ['renio_code_qwen3_1p7b', 'renio_code_grpo_qwen3_1p7b'])
+def test_problems_without_tests_are_refused(model, tmp_path, name):
+  with pytest.raises(ConfigError, match='line 1: .*data.fields.tests.*holds no tests: not one test'):
+    build(experiment(name, model, tmp_path, []))
+  model_folder.write_lines(
+    tmp_path / 'train.jsonl', [{'problem': f'p{i}', 'solution': 's', 'answer': '42'} for i in range(12)]
+  )
+  answers = common.with_settings(
+    recipes.load(name), [*model, f'data.path={tmp_path}', *TINY, 'data.fields=default']
+  )
   with pytest.raises(ConfigError) as caught:
-    build(experiment(name, model, tmp_path, tests))
+    build(answers)
   for word in (
     "grade.rules is 'programs'",
     "problem 'train/",
@@ -94,11 +106,37 @@ def test_problems_without_tests_are_refused(model, tmp_path, name, tests):
     assert word in str(caught.value)
 
 
+def test_rows_that_cannot_be_trained_on_are_counted_when_the_data_is_prepared(tmp_path):
+  called = json.dumps({'fn_name': 'twice', 'inputs': [[1]], 'outputs': [2]})
+  good = {'problem': 'Double it.', 'deepseek_solution': 's', 'test_cases': TESTS, 'starter_code': None}
+  rows = [
+    good,
+    good | {'test_cases': '{"inputs": [], "outputs": []}'},
+    good | {'test_cases': called},
+    good | {'test_cases': called, 'starter_code': 'def twice(n):'},
+    good | {'deepseek_solution': None},
+  ]
+  model_folder.write_lines(tmp_path / 'train.jsonl', rows)
+  fields = recipes.load('renio_code_qwen3_1p7b').data.fields
+  problems = source.open_problems(DataConfig(source='files', path=str(tmp_path), fields=fields), 'train')
+  kept, faults = data_check.readable(problems)
+  assert [p.problem for p in kept] == ['Double it.', 'Double it.\n\ndef twice(n):']
+  words = [('line 2', 'not one test'), ('line 3', "'twice'"), ('line 5', 'deepseek_solution')]
+  assert len(faults) == 3 and all(w in f for f, some in zip(faults, words) for w in some), faults
+
+
+def test_one_problem_with_other_tests_is_a_copy_and_no_contradiction(tmp_path):
+  tests = (TESTS, json.dumps({'inputs': ['5'], 'outputs': ['10']}))
+  problems = [Problem(f'train/{i}', 'Double it.', '', text, 'ours') for i, text in enumerate(tests)]
+  left, report = cleaning.clean_problems(problems, recipes.load('renio_code_qwen3_1p7b').data, {})
+  assert [p.id for p in left] == ['train/0'] and report.kept == 1
+
+
 def test_mathematics_has_no_tests(model, tmp_path):
   with pytest.raises(ConfigError, match="has no field 'test_cases'.*data.fields.tests"):
     wrong = experiment('renio_code_qwen3_1p7b', model, tmp_path)
     model_folder.write_lines(
-      tmp_path / 'train.jsonl', [{'problem': 'p', 'ground_truth_solution': 's', 'answer': '1'}]
+      tmp_path / 'train.jsonl', [{'problem': 'p', 'deepseek_solution': 's', 'answer': '1'}]
     )
     build(wrong)
 

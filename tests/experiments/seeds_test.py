@@ -13,7 +13,7 @@ from tests.experiments import tiny
 @pytest.mark.slow
 def test_two_seeds_with_problems_of_their_own(tmp_path):
   root = tmp_path / 'seeds'
-  command = tiny.command('seeds', root, tiny.ALONE, '--seeds=3,4', '--vary_data', '--target=0.001')
+  command = tiny.command('seeds', root, tiny.ALONE, '--seeds=3,4,03', '--vary_data', '--target=0.001')
   done = tiny.call(command)
   assert done.returncode == 0, done.stderr
   results = json.loads((root / 'results.json').read_text())
@@ -40,6 +40,12 @@ def test_flags_that_cannot_work(tmp_path, flag, said):
   done = tiny.call(tiny.command('seeds', tmp_path / 'seeds', tiny.ALONE, flag))
   assert done.returncode == 2 and said in done.stderr
   assert not (tmp_path / 'seeds').exists()
+
+
+def test_problems_that_cannot_vary(tmp_path):
+  files = (*tiny.ALONE, 'data.source=files', f'data.path={tmp_path}')
+  done = tiny.call(tiny.command('seeds', tmp_path / 'seeds', files, '--vary_data'))
+  assert done.returncode == 2 and 'whatever the seed' in done.stderr
 
 
 def test_every_method_starts_from_the_same_base_and_is_asked_the_same():

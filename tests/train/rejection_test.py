@@ -141,7 +141,7 @@ def test_what_is_asked_about_is_named_in_order():
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'line_times': 1}, 'reject.line_times is 1, which would reject every rollout; set at least 2'),
+    ({'line_times': 1}, 'reject.line_times is 1; set at least 2'),
     ({'window_times': -1}, 'reject.window_times is -1'),
     ({'block_times': 1}, 'reject.block_times is 1'),
     ({'line_chars': 0}, 'reject.line_chars is 0; it must be positive'),
@@ -152,3 +152,12 @@ def test_what_is_asked_about_is_named_in_order():
 def test_rules_that_cannot_be_asked(changes, words):
   with pytest.raises(ConfigError, match=words):
     rejection.validate(dataclasses.replace(PUBLISHED, **changes), 'source.reject')
+
+
+@pytest.mark.parametrize(
+  'field', ['line_chars', 'window_chars', 'window_stride', 'block_chars', 'block_above']
+)
+def test_sizes_of_a_rule_that_is_not_asked_are_refused(field):
+  with pytest.raises(ConfigError, match=rf'source\.reject\.{field} is 7, but .*_times is 0'):
+    rejection.validate(RejectConfig(**{field: 7}), 'source.reject')
+  rejection.validate(RejectConfig(**{field: 7, f'{field.split("_")[0]}_times': 2}), 'source.reject')

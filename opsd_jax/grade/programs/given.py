@@ -6,13 +6,16 @@ The text is JSON, in one of the forms that collections of programming problems h
   printed then, where a list of texts is a text's lines; with `"fn_name": "f"`, lists of arguments of the
   function `f` and its results, each of which may stand in a list of its own;
 - `[{"input": "...", "output": "..."}, ...]`: standard input and output, pair by pair;
-- `["assert f(1) == 2", ...]`, as MBPP: `f` is the function that the tests call most often.
+- `["assert f(1) == 2", ...]`, as MBPP: `f` is the function that most of the tests call, the first of equals.
+  A name of Python's own, as `sum`, is `f` where no other is called and every test calls it. The tests know
+  `f` and Python's own names alone: no name that a program defines beside it, and no code to be run before.
 
 Each test becomes a `Task` of its own, so that every one is run and judged by itself.
 """
 
 import ast
 import builtins
+import collections
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,17 +35,24 @@ def read(text: str) -> tuple[Task, ...]:
     content = json.loads(text)
   except (ValueError, RecursionError) as error:
     raise ValueError(f'no JSON ({error})') from error
-  if isinstance(content, dict):
-    tests, entry = _columns(content)
-  elif isinstance(content, list) and all(isinstance(test, str) for test in content):
-    tests, entry = _asserts(content)
-  elif isinstance(content, list) and all(isinstance(test, dict) for test in content):
-    tests, entry = _pairs(content)
-  else:
-    raise ValueError('neither inputs and outputs nor a list of tests')
+  try:
+    tests, entry = _tests(content)
+  except RecursionError as error:
+    raise ValueError('tests whose lists stand too deep in each other') from error
   if not tests:
     raise ValueError('not one test')
   return tuple(Task(str(place), '', entry, '', test) for place, test in enumerate(tests))
+
+
+def _tests(content: Any) -> tuple[list[Tests], str]:
+  """The tests, and the name of the function that they call, or ''."""
+  if isinstance(content, dict):
+    return _columns(content)
+  if isinstance(content, list) and all(isinstance(test, str) for test in content):
+    return _asserts(content)
+  if isinstance(content, list) and all(isinstance(test, dict) for test in content):
+    return _pairs(content)
+  raise ValueError('neither inputs and outputs nor a list of tests')
 
 
 def _columns(content: Mapping[str, Any]) -> tuple[list[Tests], str]:
@@ -82,10 +92,18 @@ def _call(arguments: Any, result: Any) -> Calls:
 
 def _asserts(content: Sequence[str]) -> tuple[list[Tests], str]:
   try:
-    calls = [n.func for t in content for n in ast.walk(parsed(t)) if isinstance(n, ast.Call)]
+    called = [_called(test) for test in content]
   except (SyntaxError, RecursionError, MemoryError) as error:
     raise ValueError(f'a test that is no Python ({error})') from error
-  names = [c.id for c in calls if isinstance(c, ast.Name) and not hasattr(builtins, c.id)]
+  tests_of = collections.Counter(name for names in called for name in names)  # in the order of first calls
+  own = [name for name in tests_of if not hasattr(builtins, name)]
+  names = own or [name for name, count in tests_of.items() if count == len(content)]
   if content and not names:
     raise ValueError('tests that call no function')
-  return [Script((test,)) for test in content], max(dict.fromkeys(names), key=names.count, default='')
+  return [Script((test,)) for test in content], max(names, key=tests_of.__getitem__, default='')
+
+
+def _called(test: str) -> Sequence[str]:
+  """The names that a test calls, each once, in the order in which they stand: of `f(g(1))` `f` first."""
+  calls = [n.func for n in ast.walk(parsed(test)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+  return list(dict.fromkeys(c.id for c in sorted(calls, key=lambda c: (c.lineno, c.col_offset))))

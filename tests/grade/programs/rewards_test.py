@@ -1,5 +1,7 @@
 """Shares of tests that programs pass, counted by running the same programs here, without the sandbox."""
 
+import ast
+import builtins
 import dataclasses
 import io
 import json
@@ -16,7 +18,7 @@ from opsd_jax.data.schemas import FieldsConfig
 from opsd_jax.grade import config as grade_room
 from opsd_jax.grade import grading
 from opsd_jax.grade.config import GradeConfig
-from opsd_jax.grade.programs import given, rewards
+from opsd_jax.grade.programs import extract, given, rewards, sandbox
 from opsd_jax.grade.programs.config import ProgramsConfig
 from opsd_jax.records import Problem, Verdict
 
@@ -118,6 +120,54 @@ def test_three_failures_in_a_row_end_it(monkeypatch):
   assert rewards.passed([program], [tests], LIMITS, 4) == [(C, W, W, W, C)]
 
 
+def test_the_machine_is_tried_once_for_a_config(monkeypatch):
+  tried, plain = [], rewards.judge.find_walls
+
+  def find(folder, config):
+    tried.append(config)
+    return plain(folder, config)
+
+  monkeypatch.setattr(rewards.judge, 'find_walls', find)
+  grading.require_machine(CONFIG)
+  for program in PRINTS[:2]:
+    grading.grade([fenced(program)], [DOUBLED], dataclasses.replace(CONFIG, tests=1))
+  assert tried == [LIMITS]
+  other = dataclasses.replace(LIMITS, workers=1)
+  grading.grade([fenced(PRINTS[0])], [DOUBLED], dataclasses.replace(CONFIG, tests=1, programs=other))
+  assert tried == [LIMITS, other]
+
+
+def test_a_test_may_take_its_call_whatever_the_limit_of_a_program():
+  slow = fenced('import time\nn = int(input())\ntime.sleep(1)\nprint(2 * n)')
+  short = dataclasses.replace(LIMITS, seconds=0.5)
+  graded = grading.grade([slow], [DOUBLED], dataclasses.replace(CONFIG, tests=1, programs=short))
+  assert graded.verdicts == (C,)
+
+
+FAILED, RIGHT, FALSE = (
+  sandbox.Outcome(verdicts, end)
+  for verdicts, end in (({}, 'failed'), ({'base': C}, 'done'), ({'base': W}, 'done'))
+)
+
+
+@pytest.mark.parametrize(
+  ('outcomes', 'verdict', 'share'),
+  [
+    ([FAILED, RIGHT, RIGHT], C, 1.0),
+    ([FAILED, FALSE, RIGHT], W, 0.5),
+    ([FAILED, FAILED, RIGHT], Verdict.ERROR, 0.5),
+    ([FALSE, FAILED, FAILED], Verdict.ERROR, 0.0),  # not hidden by the wrong result before it
+  ],
+)
+def test_what_the_sandbox_itself_fails_is_tried_once_more(outcomes, verdict, share, monkeypatch):
+  rewards.require_machine(LIMITS)
+  left = iter(outcomes)
+  monkeypatch.setattr(rewards.judge, 'run', lambda *_: next(left))
+  graded = grading.grade([fenced(PRINTS[0])], [DOUBLED], dataclasses.replace(CONFIG, tests=2))
+  assert graded.verdicts == (verdict,) and graded.reward.tolist() == [share]
+  assert not list(left)
+
+
 def test_functions_with_known_results():
   answer = json.dumps(
     {'fn_name': 'pair', 'inputs': [[1, 2], ['a', 'b'], [[1], []]], 'outputs': [[[1, 2]], ['a', 'b'], 0]}
@@ -150,6 +200,12 @@ def test_pairs_and_lines_are_the_same_tests():
   assert given.read(json.dumps(pairs)) == given.read(json.dumps(columns))
 
 
+def nested(depth, name):
+  """A test whose input is a list in a list in a list."""
+  deep = '[' * depth + '"1"' + ']' * depth
+  return f'{{"inputs": [{deep}], "outputs": ["1"], "fn_name": {name}}}'
+
+
 @pytest.mark.parametrize(
   ('answer', 'word'),
   [
@@ -168,6 +224,8 @@ def test_pairs_and_lines_are_the_same_tests():
     ('[{"input": "1", "output": "2", "fn_name": "f"}]', 'write `inputs`'),
     ('["assert f(1) =="]', 'no Python'),
     ('["assert 1 == 1"]', 'call no function'),
+    ('["assert sum([1]) == 1", "assert len([1]) == 1"]', 'call no function'),
+    *((nested(depth, name), 'too deep') for depth in (500, 900) for name in ('"f"', 'null')),
   ],
 )
 def test_what_is_no_tests(answer, word):
@@ -207,25 +265,118 @@ def problem_of(row, config):
   return fields.reader(config, 'train', 'ours', lambda i: f'line {i}')(0, row)
 
 
+OPENTHOUGHTS = FieldsConfig.named('openthoughts_114k_code')
+
+
 def test_tests_take_the_place_of_the_answer():
-  row = {'problem': 'Double.', 'ground_truth_solution': PRINTS[0], 'test_cases': DOUBLED}
-  config = FieldsConfig.named('openthoughts_114k_code')
-  assert problem_of(row, config).answer == DOUBLED and 'test_cases' in config.columns()
-  nested = dataclasses.replace(config, tests='test_cases.all')
+  row = {'problem': 'Double.', 'deepseek_solution': fenced(PRINTS[0]), 'test_cases': DOUBLED}
+  row |= {'ground_truth_solution': None, 'starter_code': None}
+  found = problem_of(row, OPENTHOUGHTS)
+  assert (found.problem, found.solution, found.answer) == ('Double.', fenced(PRINTS[0]), DOUBLED)
+  assert {'test_cases', 'starter_code'} <= set(OPENTHOUGHTS.columns())
+  nested = dataclasses.replace(OPENTHOUGHTS, tests='test_cases.all')
   grouped = row | {'test_cases': {'all': json.loads(DOUBLED)}}
   assert given.read(problem_of(grouped, nested).answer) == given.read(DOUBLED)
   for blank in (None, ' '):
     with pytest.raises(ConfigError, match='test_cases.*data.fields.tests.*leave the row out'):
-      problem_of(row | {'test_cases': blank}, config)
-  with pytest.raises(ConfigError, match='data.fields.tests.*no JSON'):
-    problem_of(row | {'test_cases': [b'1']}, config)
+      problem_of(row | {'test_cases': blank}, OPENTHOUGHTS)
 
 
-def test_mbpp_is_graded_by_its_own_tests(data_root):
-  rows = jsonlines.read(data_root / 'mbpp' / 'mbpp.jsonl')[:4]
-  problems = [problem_of(row, FieldsConfig.named('mbpp')) for row in rows]
-  answers = [p.answer for p in problems]
-  right = grading.grade([fenced(p.solution) for p in problems], answers, CONFIG)
-  assert right.correct.all() and right.reward.tolist() == [1.0] * 4
-  shifted = grading.grade([fenced(p.solution) for p in problems[1:]], answers[:-1], CONFIG)
-  assert not shifted.correct.any() and shifted.reward.tolist() == [0.0] * 3
+@pytest.mark.parametrize(
+  ('tests', 'word'),
+  [
+    ('{"inputs": [], "outputs": []}', 'not one test'),
+    ({'inputs': [], 'outputs': []}, 'not one test'),
+    ('42', 'neither inputs and outputs'),
+    ('1 2', 'no JSON'),
+    ([b'1'], 'not JSON'),
+    (json.loads(nested(500, 'null')), 'too deep'),
+  ],
+)
+def test_tests_that_cannot_be_read_are_found_with_their_row(tests, word):
+  row = {'problem': 'p', 'solution': '', 'tests': tests}
+  config = FieldsConfig(tests='tests')
+  with pytest.raises(
+    ConfigError, match=f"^line 0: the field 'tests' .data.fields.tests. .*{word}.*leave it out"
+  ):
+    problem_of(row, config)
+
+
+CALLED = json.dumps({'fn_name': 'pair', 'inputs': [[1, 2]], 'outputs': [[1, 2]]})
+
+
+@pytest.mark.parametrize(
+  ('question', 'starter', 'tests', 'shown'),
+  [
+    ('Pair.', 'def pair(a, b):\n', CALLED, 'Pair.\n\ndef pair(a, b):\n'),
+    ('Write `pair`.', None, CALLED, 'Write `pair`.'),
+    ('Write `pair`.', ' ', CALLED, 'Write `pair`.'),
+    ('Write a program.', 'def main():', DOUBLED, 'Write a program.'),  # which the tests do not call
+    ('Write pairs.', '', CALLED, None),
+    ('Write it.', 'class Solution:\n  def other(self):', CALLED, None),
+  ],
+)
+def test_a_function_is_named_under_the_question_or_the_row_is_refused(question, starter, tests, shown):
+  row = {'problem': question, 'deepseek_solution': '', 'test_cases': tests, 'starter_code': starter}
+  if shown is not None:
+    assert problem_of(row, OPENTHOUGHTS).problem == shown
+    return
+  with pytest.raises(ConfigError, match="line 0: the tests call 'pair'.*'starter_code'.*leave the row out"):
+    problem_of(row, OPENTHOUGHTS)
+  assert problem_of(row, dataclasses.replace(OPENTHOUGHTS, starter=None)).problem == question
+
+
+@pytest.mark.parametrize(
+  ('tests', 'entry'),
+  [
+    (['assert sum(10, 15) == 6', 'assert sum(4, 6) == 3'], 'sum'),
+    (['assert chain([Pair(5, 24), Pair(15, 25)], 4) == 3', 'assert chain([Pair(1, 2)], 1) == 1'], 'chain'),
+    (['assert near(half(4), 2)', 'assert half(2) == 1'], 'half'),
+    (['assert set(both([1], [2])) == set([1, 2])'], 'both'),
+    (['assert len(f(1)) == len(g(1)) + g(2)'], 'f'),
+    (['assert sum(len(x) for x in [[1]]) == 1'], 'sum'),
+  ],
+)
+def test_the_function_that_asserts_are_about(tests, entry):
+  assert {task.entry_point for task in given.read(json.dumps(tests))} == {entry}
+
+
+@pytest.fixture(scope='module')
+def mbpp(data_root):
+  """Every row of the file, and its problem."""
+  rows = list(jsonlines.read(data_root / 'mbpp' / 'mbpp.jsonl'))
+  return rows, [problem_of(row, FieldsConfig.named('mbpp')) for row in rows]
+
+
+def loose(test, entry):
+  """The names that a test wants beside the function, Python's own and those that it makes itself."""
+  nodes = list(ast.walk(extract.parsed(test)))
+  names = [node for node in nodes if isinstance(node, ast.Name)]
+  made = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+  made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+  return {node.id for node in names} - made - {entry} - set(dir(builtins))
+
+
+def test_every_row_of_mbpp_can_be_trained_on(mbpp):
+  unknown = {}
+  for row, problem in zip(*mbpp, strict=True):
+    tasks = given.read(problem.answer)
+    (entry,) = {task.entry_point for task in tasks}
+    body = extract.parsed(row['code'].replace('\r\n', '\n')).body
+    assert entry in {node.name for node in body if isinstance(node, ast.FunctionDef)}, row['task_id']
+    assert len(tasks) == len(row['test_list'])
+    for name in set().union(*(loose(test, entry) for test in row['test_list'])):
+      unknown.setdefault(row['task_id'], set()).add(name)
+  roots = {'root', 'root1', 'root2'}
+  assert unknown == {367: roots, 596: {'sys'}, 601: {'Pair'}, 927: roots}, 'as schemas.py says'
+  assert len(mbpp[0]) == 974
+
+
+def test_mbpp_is_graded_by_its_own_tests(mbpp):
+  rows, problems = mbpp
+  chosen = [problems[i] for i, row in enumerate(rows) if row['task_id'] in (1, 2, 126, 500, 974)]
+  answers = [p.answer for p in chosen]
+  right = grading.grade([fenced(p.solution) for p in chosen], answers, CONFIG)
+  assert right.correct.all() and right.reward.tolist() == [1.0] * 5
+  shifted = grading.grade([fenced(p.solution) for p in chosen[1:3]], answers[:2], CONFIG)
+  assert not shifted.correct.any() and shifted.reward.tolist() == [0.0] * 2
