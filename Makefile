@@ -23,6 +23,8 @@ PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25
 
 # Tests run on the CPU unless told otherwise. The other targets leave the choice to JAX and to you.
 test test-all test-reference test-gpu-kernels: export JAX_PLATFORMS := $(or $(JAX_PLATFORMS),cpu)
+# Tests of the launcher that need xmanager are skipped without this.
+test test-all: export OPSD_LAUNCH_PYTHON := $(or $(OPSD_LAUNCH_PYTHON),$(wildcard $(CURDIR)/.venv/launch/bin/python))
 
 help: ## this list
 	@echo 'make TARGET [ARGS="..."]    runs on a CPU; the first call installs into .venv (minutes)'
@@ -46,6 +48,9 @@ recipes-grades: .venv/.base ## four of them where the misconception is rarer and
 	  $(PY) -m experiments.seeds --experiment=misconceptions_graded --vary_data --seeds=0,1,2 \
 	    --set=data.chains.misconception=$$share --workdir=runs/recipes-grades/$$share $(ARGS) || exit 1; \
 	done
+
+launch: .venv/.base .venv/.launch ## start a run or a sweep through xmanager: ARGS="--sweep=seed=0,1 -- experiments.train ..."
+	.venv/launch/bin/python -m experiments.launch_xm $(ARGS)
 
 # What is timed beside ours has environments of its own, unless the flags name other peers, or none.
 bench: .venv/.base $(if $(findstring --peers,$(ARGS))$(findstring --smoke,$(ARGS)),,bench-peers) ## time rollouts and a step beside other programs, into runs/bench; ARGS=--peers= for ours alone
@@ -140,6 +145,15 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	.venv/gpu-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/gpu-peers.txt
 	@touch $@
 
+# uv chooses versions in seconds, for which pip takes minutes here.
+.venv/.launch: .venv/.created requirements/launch.txt
+	@echo 'Installing xmanager into .venv/launch (600 MB) ...'
+	$(PY) -m venv --clear .venv/launch
+	.venv/launch/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv/launch/bin/python -m uv pip install --quiet --python=.venv/launch/bin/python -r requirements/launch.txt \
+	  || .venv/launch/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/launch.txt
+	@touch $@
+
 .venv/.peers: .venv/.created requirements/peers.txt
 	@echo 'Installing google-tunix into .venv/peers ...'
 	$(PY) -m venv --clear .venv/peers
@@ -183,5 +197,5 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help plan quickstart quickstart-seeds recipes recipes-grades bench bench-peers bench-kernel bench-tpu \
-  bench-tpu-decode bench-gpu bench-grading test test-all test-gpu-kernels test-reference lint check clean
+.PHONY: help quickstart quickstart-seeds recipes recipes-grades launch plan bench bench-peers bench-kernel \
+  bench-tpu bench-tpu-decode bench-gpu bench-grading test test-all test-gpu-kernels test-reference lint check clean

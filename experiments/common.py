@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from absl import flags
 
-from experiments import entry, recipes
+from experiments import entry, processes, recipes
 from experiments.options import MODEL
 from opsd_jax import config as configs
 from opsd_jax import experiment as experiments
@@ -80,6 +80,7 @@ def run(
 ) -> None:
   """Runs an entry point on the experiment of the flags; `--help` and `--list` show the recipes.
 
+  Where the environment says that there are several processes, it joins them first (`experiments.processes`).
   `check` raises `ConfigError` for an experiment that cannot work.
   """
 
@@ -87,6 +88,7 @@ def run(
     if _LIST.value:
       print(listing())
       return 0
+    processes.join(os.environ)
     return main(experiment_from_flags(check))
 
   advice = 'write --set=field=value for a setting'

@@ -75,7 +75,10 @@ def misconceptions() -> Experiment:
   Source: this project's task; the methods are those of the papers above, GKD (arXiv 2306.13649) and GRPO
     (arXiv 2402.03300)
   Command: make recipes
-  Cost: not measured yet.
+  Cost: 51 minutes on 2 CPU cores for five seeds; 162,000 completion tokens an arm.
+  Expected, and measured over seeds 0 to 4: docs/comparison.md. OPSD 95.7 ± 2.0 % sampled from 17.3 ± 2.2 %,
+    without privilege 17.2 ± 2.0 %, ReNIO 93.9, EffOPD 95.3, the larger teacher's top-k 96.8, SFT 97.3, GRPO
+    91.8 ± 7.3; no arm that learns keeps the dialect.
   """
   optimizer = OptimizerConfig(
     learning_rate=3e-3, schedule='cosine', warmup_updates=20, decay_updates=400, beta2=0.99
@@ -122,7 +125,7 @@ def misconceptions_graded() -> Experiment:
 
   Source: this project's task
   Command: make recipes-grades
-  Cost: not measured yet.
+  Cost: a third of `misconceptions`, twice. Not measured here.
   """
   whole = misconceptions()
   kept = tuple(one for one in whole.controls if one.name in _GRADED)

@@ -38,7 +38,11 @@ def claimed(folder: str, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
   path = os.path.join(folder, SETTINGS)
   try:
     os.makedirs(folder, exist_ok=True)
-    there = sorted(name for name in os.listdir(folder) if name not in (LOCK, f'{SETTINGS}.tmp'))
+    there = sorted(
+      name
+      for name in os.listdir(folder)
+      if name != LOCK and not (name.startswith(SETTINGS) and name.endswith('.tmp'))
+    )
   except OSError as error:
     raise ConfigError(f'--output={folder} cannot be written: {error.strerror or error}.') from error
   require(

@@ -48,8 +48,6 @@ def averaged(found: Sequence[Run], name: str, cost: str) -> tuple[np.ndarray, np
 
 
 def _accuracy(ax: 'Axes', found: Sequence[Run], names: Sequence[str], cost: str) -> None:
-  from matplotlib.ticker import EngFormatter
-
   for name, colour in zip(('opsd', *names), (_OPSD, *_OTHERS), strict=False):
     points = averaged(found, name, cost)
     if points is None:
@@ -58,8 +56,6 @@ def _accuracy(ax: 'Axes', found: Sequence[Run], names: Sequence[str], cost: str)
     ax.plot(x, 100 * y, color=colour, marker='.', linewidth=1.6, label=runs.label(name))
     ax.fill_between(x, 100 * (y - half), 100 * (y + half), color=colour, alpha=0.15, linewidth=0)
   ax.set(xlabel=_COSTS[cost], ylabel='right answers, validation (%)', ylim=(0, 101))
-  ax.set_xlim(left=0)
-  ax.xaxis.set_major_formatter(EngFormatter(sep=''))
   _finish(ax, cost == 'tokens')
 
 
@@ -83,6 +79,10 @@ def _mean_kept(ways: Sequence[Course]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _finish(ax: 'Axes', legend: bool) -> None:
+  from matplotlib.ticker import EngFormatter
+
+  ax.set_xlim(left=0)
+  ax.xaxis.set_major_formatter(EngFormatter(sep=''))
   ax.spines[['top', 'right']].set_visible(False)
   ax.grid(color='#e4e4e4', linewidth=0.8)
   ax.set_axisbelow(True)

@@ -127,6 +127,7 @@ def test_dapo_has_most_of_amc_and_none_of_aime(data_root):
   assert sorted(report.left_out.values()) == [39, 40, 54, 1_693]
 
 
+@pytest.mark.slow
 def test_dapo_against_amc_by_another_measure(data_root):
   """The first hundred letters and digits of a problem, looked for in all of DAPO as one text."""
 

@@ -343,6 +343,7 @@ def test_half_a_character_beside_a_prompt_comes_through(tmp_path, capsys):
   assert rows_but_last(tmp_path / 'out.jsonl') == [row, row | {'line': 2}]
 
 
+@pytest.mark.slow
 def test_a_control_token_without_a_row(tmp_path, tokenizer):
   """As in Gemma 3 1B, whose tokenizer has one for images."""
   rows = tokenizer.vocab_size - 1

@@ -56,10 +56,12 @@ def test_a_killed_run_equals_the_uninterrupted_one(whole, settings, tmp_path):
   killed_equals(whole, tmp_path / 'killed', settings)
 
 
+@pytest.mark.slow
 def test_a_run_has_a_report(whole):
   assert (whole / 'report.html').exists()
 
 
+@pytest.mark.slow
 def test_every_metric_is_there(whole):
   rows = jsonlines.read(whole / 'metrics.jsonl')
   expected = {'loss', 'forward_kl', 'reverse_kl', 'student_entropy', 'entry_clip_fraction', 'agreement'}
@@ -69,6 +71,7 @@ def test_every_metric_is_there(whole):
   assert rows[-1]['total/prompt_teacher'] > rows[-1]['total/prompt_student'] > 0
 
 
+@pytest.mark.slow
 def test_the_viewer_shows_both_views(whole):
   page = (whole / 'report.html').read_text()
   shown = json.loads(sorted((whole / 'rollouts').iterdir())[0].read_text())[0]

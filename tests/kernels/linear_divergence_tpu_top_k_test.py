@@ -52,6 +52,7 @@ def test_an_upper_clip_on_rows_with_and_without_a_certificate(bound, looked_at_a
   assert np.any(actual[0].clip_fraction > 0)
 
 
+@pytest.mark.slow
 def test_rows_of_more_bounded_entries_than_a_gradient_on_the_way_allows_for():
   spec, arguments = DivergenceSpec(entry_clip_max=0.1), make_inputs(3, 2, 9, 256)
   expected = exact(arguments, spec)

@@ -101,6 +101,7 @@ def test_the_cache_is_written_in_place():
   assert compiled.memory_analysis().alias_size_in_bytes >= donated
 
 
+@pytest.mark.slow
 def test_on_a_mesh():
   mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
   shardings = jax.tree.map(lambda x: x.sharding, model.abstract_params(SPEC, mesh))

@@ -178,7 +178,7 @@ def assert_same_update(actual, expected):
 @pytest.mark.parametrize(
   ('where', 'kind', 'micro_batches', 'teacher_seed'),
   [
-    ('one', 'frozen', 2, 1),
+    pytest.param('one', 'frozen', 2, 1, marks=pytest.mark.slow),
     pytest.param('cube', 'frozen', 1, 1, marks=pytest.mark.slow),
     ('cube', 'frozen', 2, 1),
     ('cube', 'ema', 2, 1),
@@ -201,7 +201,7 @@ def test_matches_one_device_and_one_part(where, kind, micro_batches, teacher_see
 @pytest.mark.parametrize(
   ('where', 'kind', 'micro_batches', 'teacher_seed'),
   [
-    ('one', 'frozen', 1, 1),
+    pytest.param('one', 'frozen', 1, 1, marks=pytest.mark.slow),
     ('cube', 'frozen', 2, 1),
     pytest.param('cube', 'live', 1, 0, marks=pytest.mark.slow),  # one head, which another test of them has
   ],

@@ -208,7 +208,10 @@ def test_the_teachers_analysis_is_drawn_and_paid_for(tmp_path):
     (['source.kind=teacher', 'source.attempts=2'], 'no rollout is rejected'),
     (['source.attempts=0'], 'source.attempts is 0'),
     (['source.kind=solutions', 'source.reject.line_times=5'], 'source.reject is set, but source.kind is'),
-    (['source.kind=teacher', 'source.reject.block_times=1'], 'source.reject.block_times is 1, which would'),
+    (
+      ['source.kind=teacher', 'source.reject.block_times=1'],
+      'source.reject.block_times is 1; set at least 2',
+    ),
     (
       ['warm_start.updates=1', 'warm_start.source.reject.line_chars=0'],
       'warm_start.source.reject.line_chars is 0',
