@@ -49,7 +49,7 @@ def main(experiment: Experiment) -> None:
   summary = across.summarise(found, _TARGET.value)
   means = {'target': _TARGET.value, 'mean': across_report.plain(summary)}
   write_json(os.path.join(root, 'results.json'), {'experiment': experiment.name, 'seeds': results} | means)
-  report = across_report.write(root, found, _TARGET.value)
+  report = across_report.write(root, found, summary, _TARGET.value)
   print(table.markdown_seeds_table(results))
   for rows in (across.cells(summary, _TARGET.value), across.level_cells(summary)):
     if rows:

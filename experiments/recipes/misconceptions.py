@@ -50,8 +50,8 @@ _TOPK = (
   'objective.estimator=reward_topk',
   'objective.divergence=reverse_kl',
   'objective.support=student_topk',
+  'objective.k=4',
 )
-_TOPK = (*_TOPK, 'objective.k=4')
 _ARMS = {
   'no_privilege': (_PLAIN,),
   'sharpened_no_privilege': (_PLAIN, 'objective.teacher_temperature=0.3'),

@@ -2,7 +2,7 @@
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opsd_jax import files
@@ -10,13 +10,14 @@ from opsd_jax.analyze import across, across_curves, page, table
 from opsd_jax.analyze.runs import Run
 
 
-def write(folder: str | os.PathLike, found: Sequence[Run], target: float) -> str:
-  """Writes `report.html` and `curves.png` of the runs into `folder`; returns the page's path."""
+def write(
+  folder: str | os.PathLike, found: Sequence[Run], summary: Mapping[str, Mapping[str, Any]], target: float
+) -> str:
+  """Writes `report.html` and `curves.png` of runs and their summary to `folder`; returns the page's path."""
   picture = os.path.join(folder, 'curves.png')
   across_curves.write(found, picture)
   with open(picture, 'rb') as file:
     image = base64.b64encode(file.read()).decode()
-  summary = across.summarise(found, target)
   levels = across.level_cells(summary, found[0].labels)
   name, seeds = found[0].config.get('name', 'run'), [str(run.config.get('seed', '?')) for run in found]
   path = os.path.join(folder, 'report.html')

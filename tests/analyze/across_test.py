@@ -117,7 +117,9 @@ def test_averages_end_with_the_shortest_run(found):
 
 
 def test_the_page_has_tables_and_a_picture(found, tmp_path):
-  with open(across_report.write(tmp_path, found, 0.8), encoding='utf-8') as file:
+  with open(
+    across_report.write(tmp_path, found, across.summarise(found, 0.8), 0.8), encoding='utf-8'
+  ) as file:
     text = file.read()
   assert 'made_up, seeds 0, 1, 2' in text and 'level 10 %' in text and 'base64,' in text
   assert json.loads(json.dumps(across_report.plain(across.summarise(found, 0.8))))['opsd']['sampled'] == {
