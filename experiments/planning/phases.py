@@ -1,9 +1,10 @@
 """A program compiled and read: its memory, its work and its least time on one chip."""
 
 import dataclasses
+import itertools
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +26,8 @@ class Phase:
     compiled_in: seconds.
     arguments: that it is given.
     outputs: that it makes beside what it may reuse.
-    temporaries: that it needs in between.
-    peak: the most at a time of all these, as the compiler plans it.
+    temporaries: that it needs in between: one block, which is there while it runs.
+    peak: all these together, and the program itself.
     others: that the run holds meanwhile.
     flops: of matrix products.
     bytes: of main memory, read and written.
@@ -73,15 +74,13 @@ def compile_program(program: Program, where: Slice) -> list[Phase]:
       raise
     return [_refused(program, str(error), time.perf_counter() - began)]
   seconds, memory, text = time.perf_counter() - began, compiled.memory_analysis(), compiled.as_text()
-  phase = Phase(
-    program.name,
-    seconds,
+  sizes = (
     memory.argument_size_in_bytes,
     memory.output_size_in_bytes - memory.alias_size_in_bytes,
     memory.temp_size_in_bytes,
-    memory.peak_memory_in_bytes,
-    program.others,
   )
+  peak = sum(sizes) + memory.generated_code_size_in_bytes
+  phase = Phase(program.name, seconds, *sizes, peak, program.others)
   if not program.steps:
     return [_counted(phase, counting.count(text, chips=where.chips), where)]
   body = hlo.loop(hlo.parse(text))
@@ -98,19 +97,41 @@ def compile_program(program: Program, where: Slice) -> list[Phase]:
   ]
 
 
+def merged(found: list[Phase]) -> list[Phase]:
+  """One phase of those that have the same name and follow each other: the worst memory, all of the work."""
+  return [_together(list(same)) for _, same in itertools.groupby(found, lambda phase: phase.name)]
+
+
+def _together(same: list[Phase]) -> Phase:
+  worst = max(same, key=lambda phase: (phase.refused is not None, phase.together))
+  kinds = sorted({kind for phase in same for kind in phase.sent_by})
+  return dataclasses.replace(
+    worst,
+    compiled_in=sum(phase.compiled_in for phase in same),
+    flops=sum(phase.flops for phase in same),
+    bytes=sum(phase.bytes for phase in same),
+    sent=sum(phase.sent for phase in same),
+    sent_by={kind: sum(phase.sent_by.get(kind, 0) for phase in same) for kind in kinds},
+    largest=_largest(one for phase in same for one in phase.largest),
+    seconds=sum((phase.seconds for phase in same), Roofline(0.0, 0.0, 0.0, 0.0)),
+  )
+
+
+def _largest(sent: Iterable[tuple[str, int, float, str]]) -> tuple[tuple[str, int, float, str], ...]:
+  return tuple(sorted(sent, key=lambda one: -one[2])[:5])
+
+
 def _counted(phase: Phase, counted: list[counting.Counted], where: Slice) -> Phase:
   """The phase with its work and its times."""
   sums = counting.total(counted)
-  sent = sorted(
-    ((e.kind, e.chips, e.sent, one.operation) for one in counted for e in one.exchanges), key=lambda e: -e[2]
-  )
+  sent = ((e.kind, e.chips, e.sent, one.operation) for one in counted for e in one.exchanges)
   return dataclasses.replace(
     phase,
     flops=sums['flops'],
     bytes=sums['bytes'],
     sent=sums['sent'],
     sent_by={k.removeprefix('sent_'): v for k, v in sums.items() if k.startswith('sent_')},
-    largest=tuple(sent[:5]),
+    largest=_largest(sent),
     seconds=chips.roofline(counted, where),
   )
 

@@ -34,7 +34,7 @@ class Program(NamedTuple):
   """One of the programs of an update.
 
   Attributes:
-    name: of the phase.
+    name: of the phase; several programs may be one.
     lower: traces it; with the mesh set.
     others: bytes of a chip that a run holds meanwhile and that are not among the arguments.
     steps: turns of its loop over tokens, 0 where it has none.
@@ -159,14 +159,13 @@ def _rollout_programs(e: Experiment, mesh: jax.sharding.Mesh, found: Shapes) -> 
   """Laying the student out for decoding, and drawing the rollouts."""
   spec, config = e.model, e.rollout
   targets = layout.describe(spec, found.student, mesh)
-  leaves, wanted = jax.tree.leaves(found.student), jax.tree.leaves(targets)
-  moving = [(x, to) for x, to in zip(leaves, wanted, strict=True) if not layout._there(x, to)]
-  programs = []
-  if moving:
-    sources, new = zip(*moving, strict=True)
-    types, places = tuple(to.dtype for to in new), tuple(to.sharding for to in new)
-    lower = functools.partial(layout._move.lower, types, places, list(sources))
-    programs.append(Program('copy', lower, found.held - bytes_of(sources)))
+  pairs = zip(jax.tree.leaves(found.student), jax.tree.leaves(targets), strict=True)
+  programs, copied = [], 0
+  for leaf, to in pairs:
+    if not layout._there(leaf, to):
+      lower = functools.partial(layout._move.lower, to.dtype, to.sharding, leaf)
+      programs.append(Program('copy', lower, found.held - bytes_of(leaf) + copied))
+      copied += bytes_of(to)
   shared = layout.cost(spec, found.student, mesh)
 
   way = dataclasses.replace(config.decode, compact=False)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from experiments.planning import programs, topology, whole
+from experiments.planning import programs, whole
 from experiments.planning.text import fewest_tokens
 from experiments.planning.whole import ROOM, Plan
 from opsd_jax.analyze.chips import GIB, Slice
 from opsd_jax.experiment import Experiment
-from opsd_jax.mesh import MeshConfig
+from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.rollout import layout
 
 
@@ -65,9 +65,9 @@ def search(experiment: Experiment, where: Slice, chips: Sequence[jax.Device]) ->
 
 def _hopeless(experiment: Experiment, where: Slice, chips: Sequence[jax.Device]) -> str:
   """Why the weights alone do not fit, '' if they do."""
-  with topology.compiling(experiment.mesh, chips) as mesh:
-    found = programs.shapes(experiment, mesh)
-    copied = layout.cost(experiment.model, found.student, mesh).copied
+  mesh = make_mesh(experiment.mesh, chips)
+  found = programs.shapes(experiment, mesh)
+  copied = layout.cost(experiment.model, found.student, mesh).copied
   needed = found.held + (copied if experiment.rollout.engine.url is None else 0)
   if needed <= where.chip.memory:
     return ''

@@ -7,10 +7,8 @@ from unittest import mock
 
 import jax
 
-from opsd_jax import mesh as meshes
 from opsd_jax.analyze.chips import Slice
 from opsd_jax.config import ConfigError
-from opsd_jax.mesh import MeshConfig
 
 
 def devices(where: Slice) -> Sequence[jax.Device]:
@@ -37,12 +35,11 @@ def devices(where: Slice) -> Sequence[jax.Device]:
 
 
 @contextlib.contextmanager
-def compiling(config: MeshConfig, chips: Sequence[jax.Device]) -> Iterator[jax.sharding.Mesh]:
-  """The mesh over the chips, set; what is chosen by the backend is chosen as on theirs.
+def compiling(mesh: jax.sharding.Mesh) -> Iterator[None]:
+  """The mesh set, to trace and compile for it; what is chosen by the backend is chosen as on its chips.
 
-  Raises:
-    ConfigError: the mesh is of another number of chips.
+  Nothing can be computed meanwhile, as the chips are not there: shapes are found before.
   """
-  mesh = meshes.make_mesh(config, chips)
-  with jax.set_mesh(mesh), mock.patch.object(jax, 'default_backend', lambda: chips[0].platform):
-    yield mesh
+  platform = mesh.devices.flat[0].platform
+  with jax.set_mesh(mesh), mock.patch.object(jax, 'default_backend', lambda: platform):
+    yield

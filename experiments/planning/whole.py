@@ -11,11 +11,11 @@ import numpy as np
 
 from experiments.planning import phases, programs, topology
 from experiments.planning.phases import Phase
+from opsd_jax import mesh as meshes
 from opsd_jax.analyze import preflight
 from opsd_jax.analyze.chips import Roofline, Slice
 from opsd_jax.distill import teachers
 from opsd_jax.experiment import Experiment
-from opsd_jax.mesh import AXES
 from opsd_jax.models import lora
 from opsd_jax.records import Plan as Reading
 from opsd_jax.rollout import layout
@@ -154,19 +154,19 @@ def make(experiment: Experiment, where: Slice, chips: Sequence[jax.Device], quie
     ConfigError: the updates of such an experiment are not planned, or its mesh is of another number of chips.
   """
   programs.supported(experiment)
-  with topology.compiling(experiment.mesh, chips) as mesh:
-    found = programs.shapes(experiment, mesh)
-    done: list[Phase] = []
+  mesh = meshes.make_mesh(experiment.mesh, chips)
+  found, done = programs.shapes(experiment, mesh), []
+  with topology.compiling(mesh):
     for program in programs.of_update(experiment, mesh, found):
-      if not quiet:
+      if not quiet and (not done or done[-1].name != program.name):
         print(f'compiling {program.name} for {where.name} ...', file=sys.stderr, flush=True)
       done += phases.compile_program(program, where)
     rollout = experiment.rollout
     return Plan(
       experiment,
       where,
-      {axis: mesh.shape[axis] for axis in AXES},
-      tuple(done),
+      {axis: mesh.shape[axis] for axis in meshes.AXES},
+      tuple(phases.merged(done)),
       found.held,
       layout.cost(experiment.model, found.student, mesh),
       found.plan.origin.shape[0],

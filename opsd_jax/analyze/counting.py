@@ -148,8 +148,10 @@ def _met(size: int, kernel: int, output: int, stride: int, pad: int, holes: int,
 def exchanges(program: Mapping[str, hlo.Computation], one: hlo.Instruction, chips: int) -> list[Exchange]:
   """Those of one instruction, run once; of a pair that starts and ends one, at its start."""
   if one.opcode in _ITSELF:
-    inner = program.get(hlo.called(one, 'calls'), {})
-    return [e for other in inner.values() for e in exchanges(program, other, chips)]
+    inner = program.get(hlo.called(one, 'calls'), {}).values()
+    begins = any('AsyncCollectiveStart' in other.rest for other in inner)
+    own = [other for other in inner if begins or not hlo.in_pieces(other)]
+    return [e for other in own for e in exchanges(program, other, chips)]
   kind = one.opcode.removesuffix('-start')
   if kind not in hlo.COLLECTIVES:
     return []

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 's64': 64, 'u64': 64}
 _BITS |= {'bf16': 16, 'f16': 16, 'f32': 32, 's32': 32, 'u32': 32, 'f64': 64}
@@ -137,7 +137,7 @@ def loop(program: Mapping[str, Computation]) -> str:
     called(i, 'body')
     for c in program.values()
     for i in c.values()
-    if i.opcode == 'while' and called(i, 'body') not in nested and _trips(program, i) is None
+    if i.opcode == 'while' and called(i, 'body') not in nested and _trips(program, c, i) is None
   ]
   if len(found) != 1:
     raise ValueError(f'{len(found)} loops of unknown length: {found}')
@@ -176,7 +176,7 @@ def walk(
   """
   for one in program[name].values():
     if one.opcode == 'while':
-      inside, times = called(one, 'body'), _turns(program, one, turns)
+      inside, times = called(one, 'body'), _turns(program, program[name], one, turns)
     elif one.opcode == 'conditional':
       branches = re.findall(r'%([^\s,{}]+)', one.rest[: one.rest.find('metadata')])
       sizes = {
@@ -194,9 +194,11 @@ def walk(
       yield computation, inner, times * often
 
 
-def _turns(program: Mapping[str, Computation], one: Instruction, turns: Mapping[str, int]) -> int:
+def _turns(
+  program: Mapping[str, Computation], computation: Computation, one: Instruction, turns: Mapping[str, int]
+) -> int:
   """How often a loop turns, by the program or else by `turns`."""
-  trips = _trips(program, one)
+  trips = _trips(program, computation, one)
   return next((n for part, n in turns.items() if part in one.rest), 1) if trips is None else trips
 
 
@@ -235,6 +237,8 @@ def _used(program: Mapping[str, Computation], inner: Computation, name: str) -> 
         total += user.result[0].bytes
       elif user.opcode == 'dynamic-update-slice' and place == 0:
         total += 0  # the rest of the buffer stays where it is
+      elif user.opcode == 'tuple' and user.root or in_pieces(user):
+        total += 0  # handed on
       elif user.opcode in _SAME and not user.root:
         total += _used(program, inner, user.name)
       elif user.opcode == 'fusion':
@@ -245,7 +249,7 @@ def _used(program: Mapping[str, Computation], inner: Computation, name: str) -> 
 
 
 def _written(program: Mapping[str, Computation], inner: Computation, results: tuple[Array, ...]) -> int:
-  (root,) = (i for i in inner.values() if i.root)
+  root = _root(inner)
   # A root that is no tuple may have several results itself.
   parts = [inner[name] for name in root.operands] if root.opcode == 'tuple' else [root] * len(results)
   return sum(_update(program, inner, part, a) for part, a in zip(parts, results, strict=True) if a.main)
@@ -255,11 +259,22 @@ def _update(program: Mapping[str, Computation], inner: Computation, part: Instru
   """Bytes of one result: those of the update where it is a buffer that was updated in place."""
   while part.opcode == 'bitcast':
     part = inner[part.operands[0]]
+  if part.opcode == 'parameter' or 'AsyncCollectiveDone' in part.rest:
+    return 0  # handed on
   if part.opcode == 'dynamic-update-slice':
     return inner[part.operands[1]].result[0].bytes
   if part.opcode == 'fusion' and len(part.result) == 1:  # one inside another
     return _written(program, program[called(part, 'calls')], (result,))
   return result.bytes
+
+
+def in_pieces(one: Instruction) -> bool:
+  """Whether it belongs to an exchange that runs beside others' work, one of which stands in a fusion with it.
+
+  The TPU's compiler writes such an exchange into every fusion that drives it on, whole each time; it begins
+  in the one that has an `AsyncCollectiveStart`.
+  """
+  return 'chain_id=' in one.rest or 'custom_call_target="AsyncCollective' in one.rest
 
 
 def _reached(program: Mapping[str, Computation], name: str) -> list[Instruction]:
@@ -279,12 +294,31 @@ def called(one: Instruction, attribute: str) -> str:
   return found.group(1) if found else ''
 
 
-def _trips(program: Mapping[str, Computation], one: Instruction) -> int | None:
+def _trips(program: Mapping[str, Computation], computation: Computation, one: Instruction) -> int | None:
   """How often a loop turns, or None where that depends on data."""
   if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', one.rest):
     return int(found.group(1))
   condition = program[called(one, 'condition')]
-  (root,) = (i for i in condition.values() if i.root)
-  # A loop over 0 to n - 1 compares its counter with n and asks for nothing else.
-  bounds = [condition[o] for o in root.operands if condition[o].opcode == 'constant']
-  return int(bounds[0].arguments) if root.opcode == 'compare' and bounds else None
+  root = _root(condition)
+  # A loop from one number to before another compares its counter with that one and asks for nothing else.
+  ends = [condition[o] for o in root.operands if condition[o].opcode == 'constant']
+  counters = [condition[o] for o in root.operands if condition[o].opcode == 'get-tuple-element']
+  if root.opcode != 'compare' or not ends or not counters:
+    return None
+  place = int(re.search(r'index=(\d+)', counters[0].rest).group(1))
+  begin = _constant(computation, computation[one.operands[0]].operands[place : place + 1])
+  body = program[called(one, 'body')]
+  stepped = body[_root(body).operands[place]]
+  step = _constant(body, stepped.operands) if stepped.opcode == 'add' else None
+  return -(-(int(ends[0].arguments) - (begin or 0)) // (step or 1))
+
+
+def _root(computation: Computation) -> Instruction:
+  (root,) = (i for i in computation.values() if i.root)
+  return root
+
+
+def _constant(computation: Computation, names: Sequence[str]) -> int | None:
+  """The first of the instructions that is a constant, None if none is."""
+  found = (computation[name] for name in names if name in computation)
+  return next((int(i.arguments) for i in found if i.opcode == 'constant'), None)

@@ -1,5 +1,6 @@
 """What the rooms' configs must agree on, before anything expensive."""
 
+import dataclasses
 import math
 import re
 
@@ -76,11 +77,11 @@ def validate_shapes(experiment: Experiment) -> None:
   e, vocab = experiment, experiment.model.vocab_size
   _validate_numbers(e)
   models_room.validate(e.model)
+  distill_room.validate_views(e.views)
   lora_room.validate(e.lora)
   rollout_room.validate(e.rollout, vocab)
-  distill_room.validate_teacher(e.teacher)
-  if e.teacher.kind == 'external':
-    models_room.validate(e.teacher.model)
+  unread = weights_room.WeightsConfig() if e.teacher.kind == 'external' else e.teacher.weights
+  distill_room.validate_teacher(dataclasses.replace(e.teacher, weights=unread))
   distill_room.validate_objective(e.objective, vocab)
   train_room.validate_optimizer('optimizer', e.optimizer)
   train_room.validate_loop(e.loop, _widest(e))

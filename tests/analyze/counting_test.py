@@ -55,6 +55,14 @@ def test_a_body_counts_as_often_as_its_loop_turns():
   assert found[0].operation == 'jit(f)/while/dot'
 
 
+def test_a_counter_may_take_two_at_a_time():
+  text = PROGRAM.replace(
+    '  ROOT %next', '  %two = s32[] constant(2)\n  %more = s32[] add(%i, %two)\n  ROOT %next'
+  )
+  found = counting.count(text.replace('tuple(%i,', 'tuple(%more,'))
+  assert {one.name: one.times for one in found} == {'y': 2, 's': 2, 'more': 2}
+
+
 def instruction(line, *operands):
   """FLOPs of a last instruction over parameters of some shapes."""
   parameters = [f'  %p{i} = {shape} parameter({i})' for i, shape in enumerate(operands)]
@@ -107,6 +115,60 @@ def test_products(line, shapes, flops):
 def test_exchanges(line, members, sent):
   ((kind, chips, found),) = instruction(line, 'f32[256]{0}').exchanges
   assert (chips, found) == (members, sent) and kind in line
+
+
+# An all-gather [2, 16] to [8, 16] that runs beside a product, as the TPU's compiler writes it: whole in each
+# of the fusions that begin, drive on and end it, and handed from one to the next without a copy.
+PIECES = """HloModule jit_g, is_scheduled=true
+
+%begin (b0: bf16[2,16]) -> (bf16[2,16], bf16[8,16], u32[]) {
+  %b0 = bf16[2,16]{1,0} parameter(0)
+  %g1 = @gather(%b0), @groups
+  ROOT %start = @started custom-call(%g1), custom_call_target="AsyncCollectiveStart"
+}
+
+%drive (d0: bf16[2,16], d1: bf16[8,16], d2: bf16[8,16], d3: bf16[16,32]) -> (bf16[8,32], bf16[2,16]) {
+  %d2 = bf16[8,16]{1,0} parameter(2)
+  %d3 = bf16[16,32]{1,0} parameter(3)
+  %product = bf16[8,32]{1,0} convolution(%d2, %d3), dim_labels=bf_io->bf
+  %d0 = bf16[2,16]{1,0} parameter(0)
+  %d1 = bf16[8,16]{1,0} parameter(1)
+  %g2 = @gather(%d0), @groups
+  ROOT %both = (bf16[8,32]{1,0}, bf16[2,16]{1,0}, bf16[8,16]{1,0}) tuple(%product, %d0, %d1)
+}
+
+%end (e0: bf16[2,16], e1: bf16[8,16]) -> bf16[8,16] {
+  %e0 = bf16[2,16]{1,0} parameter(0)
+  %e1 = bf16[8,16]{1,0} parameter(1)
+  %g3 = @gather(%e0), @groups
+  ROOT %done = bf16[8,16]{1,0} custom-call(%e0, %e1, %g3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (a: bf16[2,16], x: bf16[8,16], w: bf16[16,32]) -> bf16[8,16] {
+  %a = bf16[2,16]{1,0} parameter(0)
+  %x = bf16[8,16]{1,0} parameter(1)
+  %w = bf16[16,32]{1,0} parameter(2)
+  %s = @started fusion(%a), kind=kCustom, calls=%begin
+  %s0 = bf16[2,16]{1,0} get-tuple-element(%s), index=0
+  %s1 = bf16[8,16]{1,0} get-tuple-element(%s), index=1
+  %m = (bf16[8,32]{1,0}, bf16[2,16]{1,0}, bf16[8,16]{1,0}) fusion(%s0, %s1, %x, %w), calls=%drive
+  %m1 = bf16[2,16]{1,0} get-tuple-element(%m), index=1
+  %m2 = bf16[8,16]{1,0} get-tuple-element(%m), index=2
+  ROOT %y = bf16[8,16]{1,0} fusion(%m1, %m2), kind=kCustom, calls=%end
+}
+""".replace('@gather', 'bf16[8,16]{1,0} all-gather')
+PIECES = PIECES.replace('@started', '(bf16[2,16]{1,0}, bf16[8,16]{1,0}, u32[]{:S(2)})')
+PIECES = PIECES.replace(
+  '@groups', 'replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}'
+)
+
+
+def test_an_exchange_in_pieces_counts_once():
+  found = counting.count(PIECES)
+  assert [(one.name, len(one.exchanges)) for one in found] == [('s', 1), ('m', 0)]
+  assert counting.total(found)['sent'] == 8 * 16 * 2 * 3 / 4
+  assert [one.bytes for one in found] == [2 * (2 * 16 + 8 * 16), 2 * (8 * 16 + 16 * 32 + 8 * 32)]
+  assert [one.flops for one in found] == [0, 2 * 8 * 16 * 32]
 
 
 def test_a_compiled_program():

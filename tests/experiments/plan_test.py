@@ -57,14 +57,17 @@ def test_the_teachers_products_are_those_of_the_formulas(plan):
 
 def test_a_loop_over_tokens_counts_as_often_as_a_budget_has_tokens(plan):
   e, adapters = plan.experiment, lora.size(plan.experiment.lora, plan.experiment.model)
-  rows, width = e.rollout.questions, e.rollout.sampling.max_tokens
+  m, rows, width = e.model, e.rollout.questions, e.rollout.sampling.max_tokens
+  # The side of an adapter that is as wide as the model is whole on both chips of the tensor axis.
+  twice = 2 * m.num_layers * len(e.lora.targets) * m.embed_dim * e.lora.rank
   # Weights, adapters and head at each of the tokens, whatever attention reads of the cache.
-  floor = 2 * rows * width * (_weights(e) + adapters + e.model.vocab_size * e.model.embed_dim)
+  floor = rows * width * (2 * (_weights(e) + adapters + m.vocab_size * m.embed_dim) + twice)
   pairs = rows * width * (e.views.student_tokens - 1 + width + 1)
-  attention = 4 * e.model.num_layers * e.model.num_heads * e.model.head_dim * pairs
-  assert floor <= phase(plan, 'decode').flops * 8 <= floor + attention
-  prefill = ledger.padded_positions((8, 7), (8, 0), 0).forward(e.model, adapters)
-  assert phase(plan, 'prefill').flops * 8 == pytest.approx(prefill, rel=0.02)
+  attention = 4 * m.num_layers * m.num_heads * m.head_dim * pairs
+  assert floor + attention * 15 / 17 <= phase(plan, 'decode').flops * 8 <= floor + attention
+  prefill = ledger.padded_positions((8, 7), (8, 0), 0)
+  expected = prefill.forward(m, adapters) + prefill.positions * twice
+  assert phase(plan, 'prefill').flops * 8 == expected
 
 
 def _weights(e):
@@ -85,10 +88,18 @@ def test_what_a_chip_holds(plan):
   assert phase(plan, 'update').others == 0  # it is given all that a run holds
 
 
+def test_the_updates_products_are_those_of_the_formulas(plan):
+  e, adapters = plan.experiment, lora.size(plan.experiment.lora, plan.experiment.model)
+  m, computed = e.model, ledger.padded_positions((8, 7), (8, 10), 80)
+  twice = 3 * computed.positions * 2 * m.num_layers * len(e.lora.targets) * m.embed_dim * e.lora.rank
+  # Beside the student's passes: the teacher's logits, and logits that are made again for the gradient.
+  logits = 2 * 2 * 80 * m.vocab_size * m.embed_dim
+  assert phase(plan, 'update').flops * 8 == computed.backward(m, adapters) + twice + logits
+
+
 def test_gradients_are_exchanged(plan):
   update = phase(plan, 'update')
   assert update.sent > 0 and sum(update.sent_by.values()) == update.sent
-  assert update.flops > 2 * phase(plan, 'score').flops * 7 / 13  # forward and backward of the shorter prompts
 
 
 def test_times_add_up_and_the_recipe_follows(plan):
@@ -123,7 +134,7 @@ def test_meshes_and_micro_batches_are_tried():
   assert search.budgets(e, search.meshes(e, 8)[1]) == [None, least]
   tried = [search.Tried(m, None, None, 'too large') for m in search.meshes(e, 8)]
   assert search.best(tried) is None
-  assert '| 1x4x2 | none | not compiled: too large' in search.table(tried)
+  assert '| 1x4x2 | none | | not compiled: too large' in search.table(tried)
 
 
 @pytest.mark.slow
