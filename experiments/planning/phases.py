@@ -138,7 +138,10 @@ def _counted(phase: Phase, counted: list[counting.Counted], where: Slice) -> Pha
 
 def _refused(program: Program, message: str, seconds: float) -> Phase:
   """A program that is too large for a chip by itself, with the size that the compiler found."""
-  used = re.search(r'Used ([\d.]+)([GMK]?) of ([\d.]+)([GMK]?) hbm', message)
+  used = re.search(r'Used ([\d.]+)([GMK]?) of [\d.]+[GMK]? hbm', message)
+  used = used or re.search(
+    r'temporaries \(([\d.]+)([GMK]?)\) exceeds available HBM \([\d.]+[GMK]?\)', message
+  )
   peak = int(float(used.group(1)) * _UNITS[used.group(2)]) if used else 0
   words = used.group(0) if used else message.strip().splitlines()[0][:200]
   return Phase(program.name, seconds, peak=peak, others=program.others, refused=words)

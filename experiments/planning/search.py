@@ -10,6 +10,7 @@ from experiments.planning import programs, whole
 from experiments.planning.text import fewest_tokens
 from experiments.planning.whole import ROOM, Plan
 from opsd_jax.analyze.chips import GIB, Slice
+from opsd_jax.distill.packing import run_width
 from opsd_jax.experiment import Experiment
 from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.rollout import layout
@@ -34,16 +35,16 @@ def meshes(experiment: Experiment, chips: int) -> list[MeshConfig]:
 
 def budgets(experiment: Experiment, config: MeshConfig) -> list[int | None]:
   """Of a micro-batch in tokens: the experiment's own, then quarters of it, down to the least."""
-  least = fewest_tokens(experiment, config.data * config.fsdp)
-  whole_batch = least * -(-experiment.rollout.questions // (config.data * config.fsdp))
-  own = experiment.loop.micro_tokens
-  found, size = [own], (whole_batch if own is None else own) // 4
-  while size > least:
+  e, parts = experiment, config.data * config.fsdp
+  least, own = fewest_tokens(e), e.loop.micro_tokens
+  shortest = min(e.views.student_tokens, e.views.teacher_tokens)
+  one_each = parts * run_width(shortest, e.rollout.per_question, e.rollout.sampling.max_tokens)
+  most = parts * least * -(-e.rollout.questions // parts) if own is None else own
+  found, size = [own], most // 4
+  while size > max(one_each, least):
     found.append(size)
     size //= 4
-  if least < (whole_batch if own is None else own):
-    found.append(least)
-  return found
+  return [*found, least] if least < most else found
 
 
 def search(experiment: Experiment, where: Slice, chips: Sequence[jax.Device]) -> Iterator[Tried]:

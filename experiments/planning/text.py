@@ -59,7 +59,7 @@ def _verdict(plan: Plan) -> str:
 
 def remedies(plan: Plan) -> list[str]:
   """What to change where memory is short, by the phase that is."""
-  e, tensor, fsdp = plan.experiment, plan.mesh['tensor'], plan.mesh['fsdp']
+  e, tensor = plan.experiment, plan.mesh['tensor']
   found = []
   wider = e.model.num_kv_heads % (2 * tensor) == 0 and plan.where.chips % (2 * tensor) == 0
   name = plan.worst.name
@@ -75,7 +75,7 @@ def remedies(plan: Plan) -> list[str]:
         '--set=rollout.decode.cache=int8: half the keys and values (or fewer rollout.decode.slots).'
       )
   else:
-    least = fewest_tokens(e, plan.mesh['data'] * fsdp)
+    least = fewest_tokens(e)
     if e.loop.micro_tokens is None or e.loop.micro_tokens > least:
       found.append(f'--set=loop.micro_tokens={least}: one question at a time on each part of the rows.')
     if e.model.remat != 'full':
@@ -89,10 +89,10 @@ def remedies(plan: Plan) -> list[str]:
   return [*found, 'more chips, or --search for other meshes and micro-batches.']
 
 
-def fewest_tokens(e: Experiment, parts: int) -> int:
-  """The least `loop.micro_tokens` that changes anything: a question on each part of the rows."""
+def fewest_tokens(e: Experiment) -> int:
+  """The least `loop.micro_tokens` there may be: every part of the rows then reads a question at a time."""
   widest = max(e.views.student_tokens, e.views.teacher_tokens)
-  return parts * run_width(widest, e.rollout.per_question, e.rollout.sampling.max_tokens)
+  return run_width(widest, e.rollout.per_question, e.rollout.sampling.max_tokens)
 
 
 def _work(plan: Plan) -> str:

@@ -42,11 +42,11 @@ class Chip:
 
 
 _CLOUD = 'https://docs.cloud.google.com/tpu/docs'
-# Memory: what the compiler says is there when a program does not fit (`of 15.75G hbm`), a little less than
-# the published 16, 95 and 32 GB hold.
+# Memory: what the compiler of libtpu 0.0.42 says is there when a program does not fit (`exceeds available HBM
+# (15.75G)`).
 CHIPS = {
   'v5e': Chip(197e12, 15.75 * GIB, 819e9, 400e9, 4, 16, (2, 2, 1), f'{_CLOUD}/v5e'),
-  'v5p': Chip(459e12, 95 * GIB, 2765e9, 1200e9, 6, 4, (2, 2, 1), f'{_CLOUD}/v5p'),
+  'v5p': Chip(459e12, 95.74 * GIB, 2765e9, 1200e9, 6, 4, (2, 2, 1), f'{_CLOUD}/v5p'),
   'v6e': Chip(918e12, 31.25 * GIB, 1638e9, 800e9, 4, 16, (2, 2, 1), f'{_CLOUD}/v6e'),
 }
 

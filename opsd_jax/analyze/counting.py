@@ -78,10 +78,16 @@ def count(
     moved = hlo.moved(program, computation, one)
     sent = tuple(e._replace(sent=e.sent * times) for e in exchanges(program, one, chips))
     if flops or moved or sent:
-      operation = re.search(r'op_name="([^"]*)"', one.rest)
-      named = operation.group(1) if operation else ''
+      named = operation(program, one)
       found.append(Counted(one.name, one.opcode, named, times, flops * times, moved * times, sent))
   return found
+
+
+def operation(program: Mapping[str, hlo.Computation], one: hlo.Instruction) -> str:
+  """What an instruction was in the program, or else one of those inside it; '' where nothing says so."""
+  inner = program.get(hlo.called(one, 'calls'), {}).values()
+  found = (re.search(r'op_name="([^"]*)"', other.rest) for other in (one, *inner))
+  return next((name.group(1) for name in found if name), '')
 
 
 def total(counted: Iterable[Counted]) -> dict[str, float]:

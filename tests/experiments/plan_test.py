@@ -123,15 +123,17 @@ def test_it_says_what_to_change(plan):
   worst = dataclasses.replace(cramped, phases=tuple(p for p in plan.phases if p.name == 'decode'))
   assert 'rollout.decode.cache=int8' in text.describe(worst)
   worst = dataclasses.replace(cramped, phases=tuple(p for p in plan.phases if p.name == 'update'))
-  assert f'loop.micro_tokens={4 * (13 - 1 + 10)}' in text.describe(worst)
+  assert f'loop.micro_tokens={13 - 1 + 10}' in text.describe(worst)
 
 
 def test_meshes_and_micro_batches_are_tried():
   e = tiny('loop.packing=packed')
   sizes = [(m.data, m.fsdp, m.tensor) for m in search.meshes(e, 8)]
   assert sizes == [(1, 8, 1), (1, 4, 2)]
-  least = 4 * (13 - 1 + 10)
+  least = 13 - 1 + 10
   assert search.budgets(e, search.meshes(e, 8)[1]) == [None, least]
+  many = configs.override(e, ['rollout.questions=64'])
+  assert search.budgets(many, search.meshes(e, 8)[1]) == [None, 64 * least // 4, 64 * least // 16, least]
   tried = [search.Tried(m, None, None, 'too large') for m in search.meshes(e, 8)]
   assert search.best(tried) is None
   assert '| 1x4x2 | none | | not compiled: too large' in search.table(tried)
