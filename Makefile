@@ -71,6 +71,10 @@ bench-tpu-decode: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/
 bench-tpu-decode: .venv/.base .venv/.tpu-compile ## plan a decode step for TPUs: memory, exchanges, bytes over the floor
 	$(PY) -m experiments.benching.tpu_decode
 
+plan: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/libtpu/libtpu/libtpu.so)
+plan: .venv/.base .venv/.tpu-compile ## what a run would take on a TPU slice; ARGS="--experiment=... --topology=v5e:16x16"
+	$(PY) -m experiments.plan $(ARGS)
+
 bench-gpu: .venv/.base .venv/.gpu-peers ## time the divergence on a GPU beside PyTorch's, into runs/bench-gpu
 	$(PY) -m kernels.linear_divergence.bench_gpu --out=runs/bench-gpu/results.json $(ARGS)
 
@@ -193,5 +197,5 @@ clean: ## remove .venv, caches and build products; runs/ stays
 	}
 	@touch $@
 
-.PHONY: help quickstart quickstart-seeds recipes recipes-grades launch bench bench-peers bench-kernel \
+.PHONY: help quickstart quickstart-seeds recipes recipes-grades launch plan bench bench-peers bench-kernel \
   bench-tpu bench-tpu-decode bench-gpu bench-grading test test-all test-gpu-kernels test-reference lint check clean

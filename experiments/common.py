@@ -30,7 +30,7 @@ _BUDGET = flags.DEFINE_string(
 _LIST = flags.DEFINE_bool('list', False, 'List the recipes and end.')
 
 
-def experiment_from_flags() -> Experiment:
+def experiment_from_flags(check: Callable[[Experiment], None] = experiments.validate) -> Experiment:
   """The recipe with its overrides, checked.
 
   Raises:
@@ -40,7 +40,7 @@ def experiment_from_flags() -> Experiment:
     raise ConfigError(f'--experiment is missing. Recipes: {", ".join(recipes.names())}.')
   budget = [] if _BUDGET.value is None else [f'loop.budget={_BUDGET.value}']
   model = [] if MODEL.value is None else model_settings(MODEL.value)
-  return with_settings(recipes.load(_EXPERIMENT.value), [*model, *_SET.value, *budget])
+  return with_settings(recipes.load(_EXPERIMENT.value), [*model, *_SET.value, *budget], check)
 
 
 def model_settings(name: str) -> list[str]:
@@ -50,11 +50,13 @@ def model_settings(name: str) -> list[str]:
   return [f'model={name}', *folder]
 
 
-def with_settings(experiment: Experiment, assignments: list[str]) -> Experiment:
+def with_settings(
+  experiment: Experiment, assignments: list[str], check: Callable[[Experiment], None] = experiments.validate
+) -> Experiment:
   """The experiment with settings changed, checked."""
   changed = configs.override(experiment, assignments)
   _require_published(experiment, changed)
-  experiments.validate(changed)
+  check(changed)
   return changed
 
 
@@ -71,10 +73,15 @@ def _require_published(experiment: Experiment, changed: Experiment) -> None:
     )
 
 
-def run(main: Callable[[Experiment], int | None], documentation: str | None) -> None:
+def run(
+  main: Callable[[Experiment], int | None],
+  documentation: str | None,
+  check: Callable[[Experiment], None] = experiments.validate,
+) -> None:
   """Runs an entry point on the experiment of the flags; `--help` and `--list` show the recipes.
 
   Where the environment says that there are several processes, it joins them first (`experiments.processes`).
+  `check` raises `ConfigError` for an experiment that cannot work.
   """
 
   def with_experiment() -> int | None:
@@ -82,7 +89,7 @@ def run(main: Callable[[Experiment], int | None], documentation: str | None) -> 
       print(listing())
       return 0
     processes.join(os.environ)
-    return main(experiment_from_flags())
+    return main(experiment_from_flags(check))
 
   advice = 'write --set=field=value for a setting'
   entry.run(with_experiment, f'{documentation}\nRecipes:\n{listing()}\n', advice)

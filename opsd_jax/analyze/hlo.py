@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 's64': 64, 'u64': 64}
 _BITS |= {'bf16': 16, 'f16': 16, 'f32': 32, 's32': 32, 'u32': 32, 'f64': 64}
@@ -35,11 +35,12 @@ COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'coll
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """One array of an instruction's result: how many numbers, bytes as it lies, and whether in main memory."""
+  """One array of an instruction's result: how many numbers, bytes as it lies, where, its sizes."""
 
   size: int
   bytes: int
   main: bool
+  dims: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,13 @@ def _array(kind: str, dims: str, layout: str) -> Array:
     for i, side in enumerate(sides, len(major) - len(sides)):
       major[i] = -(-major[i] // side) * side
   main = 'S(' not in tiles or 'S(0)' in tiles
-  return Array(math.prod(shape), math.prod(major) * _BITS.get(kind, 0) // 8, main)
+  return Array(math.prod(shape), math.prod(major) * _BITS.get(kind, 0) // 8, main, tuple(shape))
+
+
+def entry(text: str) -> str:
+  """The name of the computation that a program begins with."""
+  (name,) = re.findall(r'^ENTRY %(\S+) \(', text, re.MULTILINE)
+  return name
 
 
 def loop(program: Mapping[str, Computation]) -> str:
@@ -124,13 +131,13 @@ def loop(program: Mapping[str, Computation]) -> str:
   Raises:
     ValueError: not exactly one such loop runs from the program's entry.
   """
-  inside = {_called(i, 'body') for c in program.values() for i in c.values() if i.opcode == 'while'}
-  nested = {_called(i, 'body') for body in inside for i in _reached(program, body) if i.opcode == 'while'}
+  inside = {called(i, 'body') for c in program.values() for i in c.values() if i.opcode == 'while'}
+  nested = {called(i, 'body') for body in inside for i in _reached(program, body) if i.opcode == 'while'}
   found = [
-    _called(i, 'body')
+    called(i, 'body')
     for c in program.values()
     for i in c.values()
-    if i.opcode == 'while' and _called(i, 'body') not in nested and _trips(program, i) is None
+    if i.opcode == 'while' and called(i, 'body') not in nested and _trips(program, c, i) is None
   ]
   if len(found) != 1:
     raise ValueError(f'{len(found)} loops of unknown length: {found}')
@@ -154,39 +161,56 @@ def traffic(
       operation had in the program; others turn once.
   """
   totals: collections.Counter[tuple[str, str]] = collections.Counter()
-
-  def visit(name: str, times: int) -> None:
-    computation = program[name]
-    for one in computation.values():
-      if one.opcode == 'while':
-        trips = _trips(program, one)
-        if trips is None:
-          trips = next((n for part, n in turns.items() if part in one.rest), 1)
-        visit(_called(one, 'body'), times * trips)
-      elif one.opcode == 'conditional':
-        branches = re.findall(r'%([^\s,{}]+)', one.rest[: one.rest.find('metadata')])
-        sizes = {
-          name: sum(m.bytes for m in traffic(program, name, turns)) for name in branches if name in program
-        }
-        totals[one.name, one.opcode] += times * max(sizes.values(), default=0)
-      elif one.opcode == 'call':
-        visit(_called(one, 'to_apply'), times)
-      else:
-        totals[one.name, one.opcode] += times * _moved(program, computation, one)
-
-  visit(body, 1)
+  for computation, one, times in walk(program, body, turns):
+    totals[one.name, one.opcode] += times * moved(program, computation, one)
   return [Moved(*key, size) for key, size in totals.most_common() if size]
 
 
-def _moved(program: Mapping[str, Computation], computation: Computation, one: Instruction) -> int:
+def walk(
+  program: Mapping[str, Computation], name: str, turns: Mapping[str, int] = types.MappingProxyType({})
+) -> Iterator[tuple[Computation, Instruction, int]]:
+  """Every instruction that a computation runs, its own computation, and how often it runs.
+
+  Loops, calls and conditionals are entered; of a conditional that branch which moves most. Fusions are one
+  instruction each. Arguments as of `traffic`.
+  """
+  for one in program[name].values():
+    if one.opcode == 'while':
+      inside, times = called(one, 'body'), _turns(program, program[name], one, turns)
+    elif one.opcode == 'conditional':
+      branches = re.findall(r'%([^\s,{}]+)', one.rest[: one.rest.find('metadata')])
+      sizes = {
+        branch: sum(m.bytes for m in traffic(program, branch, turns))
+        for branch in branches
+        if branch in program
+      }
+      inside, times = max(sizes, key=sizes.__getitem__, default=''), 1
+    elif one.opcode == 'call':
+      inside, times = called(one, 'to_apply'), 1
+    else:
+      yield program[name], one, 1
+      continue
+    for computation, inner, often in walk(program, inside, turns) if inside else ():
+      yield computation, inner, times * often
+
+
+def _turns(
+  program: Mapping[str, Computation], computation: Computation, one: Instruction, turns: Mapping[str, int]
+) -> int:
+  """How often a loop turns, by the program or else by `turns`."""
+  trips = _trips(program, computation, one)
+  return next((n for part, n in turns.items() if part in one.rest), 1) if trips is None else trips
+
+
+def moved(program: Mapping[str, Computation], computation: Computation, one: Instruction) -> int:
   """Bytes that a single instruction reads from and writes to main memory."""
   if one.opcode in _FREE or one.opcode.endswith('-done') or 'AllocateBuffer' in one.rest:
     return 0
   operands = [computation[name] for name in one.operands]
-  called = program.get(_called(one, 'calls'))
-  if called is not None and one.opcode == 'fusion':
-    read = sum(min(o.main_bytes, _read(program, called, i)) for i, o in enumerate(operands))
-    return int(read) + _written(program, called, one.result)
+  inner = program.get(called(one, 'calls'))
+  if inner is not None and one.opcode == 'fusion':
+    read = sum(min(o.main_bytes, _read(program, inner, i)) for i, o in enumerate(operands))
+    return int(read) + _written(program, inner, one.result)
   if one.opcode == 'dynamic-update-slice':
     update = operands[1].result[0]
     return update.bytes * (update.main + one.result[0].main)
@@ -213,17 +237,19 @@ def _used(program: Mapping[str, Computation], inner: Computation, name: str) -> 
         total += user.result[0].bytes
       elif user.opcode == 'dynamic-update-slice' and place == 0:
         total += 0  # the rest of the buffer stays where it is
+      elif user.opcode == 'tuple' and user.root or in_pieces(user):
+        total += 0  # handed on
       elif user.opcode in _SAME and not user.root:
         total += _used(program, inner, user.name)
       elif user.opcode == 'fusion':
-        total += _read(program, program[_called(user, 'calls')], place)
+        total += _read(program, program[called(user, 'calls')], place)
       else:
         return math.inf
   return total
 
 
 def _written(program: Mapping[str, Computation], inner: Computation, results: tuple[Array, ...]) -> int:
-  (root,) = (i for i in inner.values() if i.root)
+  root = _root(inner)
   # A root that is no tuple may have several results itself.
   parts = [inner[name] for name in root.operands] if root.opcode == 'tuple' else [root] * len(results)
   return sum(_update(program, inner, part, a) for part, a in zip(parts, results, strict=True) if a.main)
@@ -233,11 +259,22 @@ def _update(program: Mapping[str, Computation], inner: Computation, part: Instru
   """Bytes of one result: those of the update where it is a buffer that was updated in place."""
   while part.opcode == 'bitcast':
     part = inner[part.operands[0]]
+  if part.opcode == 'parameter' or 'AsyncCollectiveDone' in part.rest:
+    return 0  # handed on
   if part.opcode == 'dynamic-update-slice':
     return inner[part.operands[1]].result[0].bytes
   if part.opcode == 'fusion' and len(part.result) == 1:  # one inside another
-    return _written(program, program[_called(part, 'calls')], (result,))
+    return _written(program, program[called(part, 'calls')], (result,))
   return result.bytes
+
+
+def in_pieces(one: Instruction) -> bool:
+  """Whether it belongs to an exchange that runs beside others' work, one of which stands in a fusion with it.
+
+  The TPU's compiler writes such an exchange into every fusion that drives it on, whole each time; it begins
+  in the one that has an `AsyncCollectiveStart`.
+  """
+  return 'chain_id=' in one.rest or 'custom_call_target="AsyncCollective' in one.rest
 
 
 def _reached(program: Mapping[str, Computation], name: str) -> list[Instruction]:
@@ -251,17 +288,37 @@ def _reached(program: Mapping[str, Computation], name: str) -> list[Instruction]
   return found
 
 
-def _called(one: Instruction, attribute: str) -> str:
+def called(one: Instruction, attribute: str) -> str:
+  """The computation that an attribute of an instruction names, '' where it has none."""
   found = re.search(rf'\b{attribute}=%([^\s,]+)', one.rest)
   return found.group(1) if found else ''
 
 
-def _trips(program: Mapping[str, Computation], one: Instruction) -> int | None:
+def _trips(program: Mapping[str, Computation], computation: Computation, one: Instruction) -> int | None:
   """How often a loop turns, or None where that depends on data."""
   if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', one.rest):
     return int(found.group(1))
-  condition = program[_called(one, 'condition')]
-  (root,) = (i for i in condition.values() if i.root)
-  # A loop over 0 to n - 1 compares its counter with n and asks for nothing else.
-  bounds = [condition[o] for o in root.operands if condition[o].opcode == 'constant']
-  return int(bounds[0].arguments) if root.opcode == 'compare' and bounds else None
+  condition = program[called(one, 'condition')]
+  root = _root(condition)
+  # A loop from one number to before another compares its counter with that one and asks for nothing else.
+  ends = [condition[o] for o in root.operands if condition[o].opcode == 'constant']
+  counters = [condition[o] for o in root.operands if condition[o].opcode == 'get-tuple-element']
+  if root.opcode != 'compare' or not ends or not counters:
+    return None
+  place = int(re.search(r'index=(\d+)', counters[0].rest).group(1))
+  begin = _constant(computation, computation[one.operands[0]].operands[place : place + 1])
+  body = program[called(one, 'body')]
+  stepped = body[_root(body).operands[place]]
+  step = _constant(body, stepped.operands) if stepped.opcode == 'add' else None
+  return -(-(int(ends[0].arguments) - (begin or 0)) // (step or 1))
+
+
+def _root(computation: Computation) -> Instruction:
+  (root,) = (i for i in computation.values() if i.root)
+  return root
+
+
+def _constant(computation: Computation, names: Sequence[str]) -> int | None:
+  """The first of the instructions that is a constant, None if none is."""
+  found = (computation[name] for name in names if name in computation)
+  return next((int(i.arguments) for i in found if i.opcode == 'constant'), None)

@@ -1,6 +1,6 @@
 """An experiment: the rooms' configs composed, cross-checked, and turned into a run's workbench."""
 
-from opsd_jax.experiment.agreement import validate
+from opsd_jax.experiment.agreement import validate, validate_shapes
 from opsd_jax.experiment.config import CONTINUABLE, CONTROLLABLE, Control, Experiment, with_control
 from opsd_jax.experiment.workbench import assemble, build
 
@@ -12,5 +12,6 @@ __all__ = [
   'assemble',
   'build',
   'validate',
+  'validate_shapes',
   'with_control',
 ]

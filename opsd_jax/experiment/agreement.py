@@ -1,5 +1,6 @@
 """What the rooms' configs must agree on, before anything expensive."""
 
+import dataclasses
 import math
 import re
 
@@ -65,6 +66,27 @@ def validate(experiment: Experiment) -> None:
   checkpoint_room.validate(experiment.checkpoint)
   recorder.validate(experiment.metrics)
   _validate_controls(experiment)
+
+
+def validate_shapes(experiment: Experiment) -> None:
+  """Checks what the shapes of a run depend on, without the folders of its weights and its tokenizer.
+
+  Raises:
+    ConfigError: as `validate`.
+  """
+  e, vocab = experiment, experiment.model.vocab_size
+  _validate_numbers(e)
+  models_room.validate(e.model)
+  distill_room.validate_views(e.views)
+  lora_room.validate(e.lora)
+  rollout_room.validate(e.rollout, vocab)
+  unread = weights_room.WeightsConfig() if e.teacher.kind == 'external' else e.teacher.weights
+  distill_room.validate_teacher(dataclasses.replace(e.teacher, weights=unread))
+  distill_room.validate_objective(e.objective, vocab)
+  train_room.validate_optimizer('optimizer', e.optimizer)
+  train_room.validate_loop(e.loop, _widest(e))
+  train_room.parse_budget(e.loop)
+  _validate_controller(e)
 
 
 def _widest(experiment: Experiment) -> int:

@@ -4,6 +4,7 @@ Axis letters: B rows, S new tokens, N query heads, K key/value heads, G = N / K,
 R rows of a context (R divides B: context row r serves B / R consecutive rows), C context tokens.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,17 +59,20 @@ def attend_in_blocks(
   *,
   window: Window | None = None,
   segments: Segments | None = None,
+  again: bool = False,
   **more: float | None,
 ) -> jax.Array:
   """`attend`, `BLOCK` queries at a time and each block over no key after its own.
 
-  Nearly half of a long row's scores are never made, and few of them exist at a time.
+  Nearly half of a long row's scores are never made, and few of them exist at a time. With `again` few exist
+  at a time in a backward pass as well: each block's are made once more when it is its turn.
   """
-  blocks = []
+  one = functools.partial(attend, **more)
+  one, blocks = jax.checkpoint(one) if again else one, []
   for first, last in _blocks(query.shape[1]):
     seen = None if window is None else window._replace(positions=window.positions[:, :last])
     parts = jax.tree.map(lambda x, last=last: x[:, :last], (key, value, segments))
-    blocks.append(attend(query[:, first:last], *parts[:2], contexts, window=seen, segments=parts[2], **more))
+    blocks.append(one(query[:, first:last], *parts[:2], contexts, window=seen, segments=parts[2]))
   return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 

@@ -62,6 +62,7 @@ SIZES: dict[str, ModelSpec] = {
     qwen3_4b=_shape(36, 2560, 9728, 32, 8, 128),
     qwen3_8b=_shape(36, 4096, 12288, 32, 8, 128, tie_embeddings=False),
     qwen3_14b=_shape(40, 5120, 17408, 40, 8, 128, tie_embeddings=False),
+    qwen3_32b=_shape(64, 5120, 25600, 64, 8, 128, tie_embeddings=False),
   ),
   **_sizes(
     _LLAMA3,

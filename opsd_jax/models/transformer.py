@@ -130,7 +130,8 @@ class Attention(nn.Module):
         )
       mixed = chunked.attend(query, key, value, reads, **how)
     else:
-      mixed = attention.attend_in_blocks(query, key, value, reads, segments=place.segments, **how)
+      how |= dict(segments=place.segments, again=s.remat == 'full')
+      mixed = attention.attend_in_blocks(query, key, value, reads, **how)
     wide = {'heads': s.num_heads, 'head_dim': s.head_dim}
     return linear(self, 'out', mixed, wide, {'embed': s.embed_dim}), KV(
       jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)

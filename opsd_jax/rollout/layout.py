@@ -50,15 +50,12 @@ def for_decoding(spec: ModelSpec, params: model.Params, mesh: Mesh | None = None
     mesh: where to; None for the one that `jax.set_mesh` set. Without any, nothing is moved.
   """
   mesh = jax.sharding.get_mesh() if mesh is None else mesh
-  leaves, tree = jax.tree.flatten(params)
-  targets = jax.tree.leaves(describe(spec, params, mesh))
-  moving = [i for i, (x, to) in enumerate(zip(leaves, targets, strict=True)) if not _there(x, to)]
-  if moving:
-    dtypes = tuple(targets[i].dtype for i in moving)
-    moved = _move(dtypes, tuple(targets[i].sharding for i in moving), [leaves[i] for i in moving])
-    for i, leaf in zip(moving, moved, strict=True):
-      leaves[i] = leaf
-  return jax.tree.unflatten(tree, leaves)
+  # One array at a time: a program of them all would, on a TPU, hold each twice when it ends.
+  return jax.tree.map(
+    lambda leaf, to: leaf if _there(leaf, to) else _move(to.dtype, to.sharding, leaf),
+    params,
+    describe(spec, params, mesh),
+  )
 
 
 def describe(spec: ModelSpec, params: model.Params, mesh: Mesh) -> model.Params:
@@ -88,12 +85,9 @@ def cost(spec: ModelSpec, params: model.Params, mesh: Mesh) -> Cost:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _move(dtypes, shardings, leaves):
-  # Cast where they are and only then gathered: half the bytes travel.
-  return [
-    _constrained(jax.lax.optimization_barrier(leaf.astype(dtype)), sharding)
-    for leaf, dtype, sharding in zip(leaves, dtypes, shardings, strict=True)
-  ]
+def _move(dtype, sharding, leaf):
+  # Cast where it is and only then gathered: half the bytes travel.
+  return _constrained(jax.lax.optimization_barrier(leaf.astype(dtype)), sharding)
 
 
 def _constrained(leaf: jax.Array, sharding: NamedSharding | None) -> jax.Array:

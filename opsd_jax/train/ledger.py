@@ -108,7 +108,9 @@ class Computed:
     body = Computed(self.positions, self.pairs, 0).forward(spec, adapters)
     if not spec.post_norms:  # Nothing but the sum reads what a block's last product makes.
       body -= 2 * spec.num_layers * spec.embed_dim * spec.mlp_dim * self.positions
-    again = {'none': 0, 'dots': attention_flops(spec, self.pairs), 'full': body}[spec.remat]
+    attention = attention_flops(spec, self.pairs)
+    # Scores are made a third time where their block is differentiated.
+    again = {'none': 0, 'dots': attention, 'full': body + attention // 2}[spec.remat]
     return _BACKWARD * self.forward(spec, adapters) - frozen + again
 
 

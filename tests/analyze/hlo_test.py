@@ -129,6 +129,6 @@ def test_bytes_of_a_turn(program, turns):
 
 def test_sizes_of_types():
   one = hlo.parse(PROGRAM)['main']['before'].result[0]
-  assert one == hlo.Array(8 * 512, 8 * 512 * 4, True)
+  assert one == hlo.Array(8 * 512, 8 * 512 * 4, True, (8, 512))
   bits = hlo._array('s4', '8,256', '1,0:T(8,128)S(1)')
-  assert bits == hlo.Array(8 * 256, 8 * 128, False)
+  assert bits == hlo.Array(8 * 256, 8 * 128, False, (8, 256))

@@ -102,6 +102,7 @@ def test_published_files(tmp_path, size, text):
     ('qwen3_4b', 4.022),
     ('qwen3_8b', 8.191),
     ('qwen3_14b', 14.768),
+    ('qwen3_32b', 32.762),
     ('llama3p1_8b', 8.030),
     ('llama3p2_1b', 1.236),
     ('llama3p2_3b', 3.213),

@@ -147,7 +147,7 @@ def test_weights_are_cast_before_they_travel():
   mesh = make_mesh('fsdp')
   leaf = born('fsdp')['embedding']
   target = layout.describe(dataclasses.replace(SPEC, dtype='bfloat16'), born('fsdp'), mesh)['embedding']
-  text = layout._move.lower((target.dtype,), (target.sharding,), [leaf]).as_text()
+  text = layout._move.lower(target.dtype, target.sharding, leaf).as_text()
   before, _, after = text.partition('optimization_barrier')
   assert 'xbf16>' in before and 'sharding_constraint' in after and 'sharding_constraint' not in before
   assert math.prod(leaf.sharding.shard_shape(leaf.shape)) * 8 == leaf.size
