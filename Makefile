@@ -72,8 +72,9 @@ bench-tpu-decode: .venv/.base .venv/.tpu-compile ## plan a decode step for TPUs:
 	$(PY) -m experiments.benching.tpu_decode
 
 plan: export TPU_LIBRARY_PATH := $(or $(TPU_LIBRARY_PATH),$(CURDIR)/.venv/libtpu/libtpu/libtpu.so)
-plan: .venv/.base .venv/.tpu-compile ## what a run would take on a TPU slice; ARGS="--experiment=... --topology=v5e:16x16"
-	$(PY) -m experiments.plan $(ARGS)
+plan: .venv/.base .venv/.tpu-compile ## what a run would take on a TPU slice, into runs/plan; ARGS="--experiment=... --topology=v5e:16x16"
+	mkdir -p runs/plan
+	$(PY) -m experiments.plan --out=runs/plan/results.json $(ARGS)
 
 bench-gpu: .venv/.base .venv/.gpu-peers ## time the divergence on a GPU beside PyTorch's, into runs/bench-gpu
 	$(PY) -m kernels.linear_divergence.bench_gpu --out=runs/bench-gpu/results.json $(ARGS)
