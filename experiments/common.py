@@ -77,18 +77,21 @@ def run(
   main: Callable[[Experiment], int | None],
   documentation: str | None,
   check: Callable[[Experiment], None] = experiments.validate,
+  *,
+  alone: bool = False,
 ) -> None:
   """Runs an entry point on the experiment of the flags; `--help` and `--list` show the recipes.
 
-  Where the environment says that there are several processes, it joins them first (`experiments.processes`).
-  `check` raises `ConfigError` for an experiment that cannot work.
+  Where the environment says that there are several processes, it joins them first (`experiments.processes`),
+  unless it is to run `alone`. `check` raises `ConfigError` for an experiment that cannot work.
   """
 
   def with_experiment() -> int | None:
     if _LIST.value:
       print(listing())
       return 0
-    processes.join(os.environ)
+    if not alone:
+      processes.join(os.environ)
     return main(experiment_from_flags(check))
 
   advice = 'write --set=field=value for a setting'

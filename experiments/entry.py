@@ -43,9 +43,11 @@ def run(
       return code
     except KeyboardInterrupt:
       print('\nstopped', file=sys.stderr)
+      processes.leave(128 + signal.SIGINT)
       return 128 + signal.SIGINT
     except BrokenPipeError:  # who read our output, such as `| head`, has seen enough
       _discard_output()
+      processes.leave(128 + signal.SIGPIPE)
       return 128 + signal.SIGPIPE
     except Stopped as error:
       print(error, file=sys.stderr)
@@ -58,7 +60,7 @@ def run(
       print(f'error: {message}', file=sys.stderr)
       code = 2 if isinstance(error, ConfigError) else 1
       if not isinstance(error, TrainingStopped):  # which all have come to
-        processes.leave(code)
+        processes.leave(code, perhaps_a_peer=_perhaps_a_peer(error))
       return code
     except Exception as error:
       _fail_among_others(error)
@@ -71,8 +73,12 @@ def _fail_among_others(error: Exception) -> None:
   """Where other processes wait for this one, says what happened and ends it."""
   if processes.joined():
     traceback.print_exc()
-    # JAX's own errors are also those of a collective that a peer did not come to.
-    processes.leave(1, perhaps_a_peer=type(error).__name__ == 'JaxRuntimeError')
+    processes.leave(1, perhaps_a_peer=_perhaps_a_peer(error))
+
+
+def _perhaps_a_peer(error: Exception) -> bool:
+  """JAX's own errors are also those of a collective that a peer did not come to."""
+  return any(type(each).__name__ == 'JaxRuntimeError' for each in chain(error))
 
 
 def taken(given: Sequence[str], operands: Sequence[str], words: str) -> Sequence[str]:

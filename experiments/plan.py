@@ -66,4 +66,4 @@ def _write(found: dict[str, Any]) -> None:
 
 
 if __name__ == '__main__':
-  common.run(main, __doc__, experiments.validate_shapes)
+  common.run(main, __doc__, experiments.validate_shapes, alone=True)

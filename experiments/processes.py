@@ -118,7 +118,7 @@ def leave(code: int, *, perhaps_a_peer: bool = False) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   if perhaps_a_peer:
-    time.sleep(HEARTBEAT_SECONDS)
+    time.sleep(2 * HEARTBEAT_SECONDS)  # JAX needs one to notice, and a little to say so
   elif jax.process_index() == 0:
     time.sleep(_LAST_WORDS_SECONDS)
   os._exit(code)

@@ -88,7 +88,8 @@ def judge(rollout: Rollout, tokenizer: Tokenizer, mark: Callable[[slice, Sequenc
   Args:
     rollout: [B, T] on the host, the same on every process.
     tokenizer: of the run.
-    mark: gives verdicts on some of the rows (a slice), whose completions are its second argument.
+    mark: gives verdicts on some of the rows (a slice, perhaps of none), whose completions are the second
+      argument.
   """
   rows = len(rollout.length)
   mine = hosts.share(rows)

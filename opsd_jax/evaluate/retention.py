@@ -77,6 +77,8 @@ def _make(
     if own:
       return grading.grade(completions, [p.answer for p in asked], grade)
     _, verdicts = marking.mark(loaded, asked, completions, grade)
+    if not verdicts:  # one of several processes may have no rows
+      return Graded(())
     counted = next(rules for rules in ('plus', 'base', 'choice', 'strict') if rules in verdicts[0])
     return Graded(tuple(verdict[counted] for verdict in verdicts))
 

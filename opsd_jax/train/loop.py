@@ -156,6 +156,8 @@ def run(work: Work, setup: Setup) -> Finished:
         if stop or _save_due(work, done, checked, setup.checkpoint.every):
           _save(store, state, done, setup, checked)
         _stop_if_asked(work, done, stop, store)
+      # One that came during the last save: what follows this loop would not hear of it.
+      _stop_if_asked(work, done, bool(hosts.told(asked()).any()), store)
   return Finished(state.params, done)
 
 
@@ -188,7 +190,7 @@ def _agree(asked: bool, seconds: float, done: Progress) -> tuple[bool, Progress]
 
 
 def _stop_if_asked(work: Work, done: Progress, stop: bool, store: Store) -> None:
-  if not stop or _fraction(work, done) >= 1:
+  if not stop:
     return
   store.wait()
   raise stopping.Stopped(

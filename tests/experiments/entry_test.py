@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from experiments import entry, processes
+from opsd_jax.checkpoint.errors import CheckpointError
 from opsd_jax.config import ConfigError
 from opsd_jax.rollout.engine.http import EngineError
 from opsd_jax.train.loop import TrainingStopped
@@ -43,6 +44,11 @@ def test_the_remedy_is_that_of_the_command():
   assert entry.explain(OSError(errno.EPERM, 'x')) is None
 
 
+def because(error, cause):
+  error.__cause__ = cause
+  return error
+
+
 @pytest.mark.parametrize(
   ('error', 'left'),
   [
@@ -51,6 +57,8 @@ def test_the_remedy_is_that_of_the_command():
     (Stopped('x'), []),
     (ValueError('x'), [(1, False)]),
     (jax.errors.JaxRuntimeError('x'), [(1, True)]),
+    (because(CheckpointError('x'), jax.errors.JaxRuntimeError('a barrier')), [(1, True)]),
+    (KeyboardInterrupt(), [(130, False)]),
   ],
 )
 def test_one_of_several_does_not_keep_the_others(monkeypatch, capsys, error, left):
@@ -65,4 +73,4 @@ def test_one_of_several_does_not_keep_the_others(monkeypatch, capsys, error, lef
   monkeypatch.setattr(entry.app, 'run', lambda guarded: guarded(['program']))
   with contextlib.suppress(ValueError, jax.errors.JaxRuntimeError):
     entry.run(main, 'What it does.')
-  assert found == left and 'x' in capsys.readouterr().err
+  assert found == left and capsys.readouterr().err

@@ -333,5 +333,19 @@ def test_sigterm_saves_and_stops(tmp_path):
   assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_sigterm_in_the_last_update_changes_nothing(tmp_path):
-  assert run(tmp_path, updates(2), terminate=1).progress.updates == 2
+def test_sigterm_in_the_last_update_stops_what_would_follow(tmp_path):
+  with pytest.raises(stopping.Stopped, match='after update 2, which is saved'):
+    run(tmp_path, updates(2), terminate=1)
+  assert run(tmp_path, updates(2)).progress.updates == 2
+
+
+def test_sigterm_in_the_last_save_is_heard(tmp_path, monkeypatch):
+  whole = loop._save
+
+  def save(*arguments):
+    whole(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(loop, '_save', save)
+  with pytest.raises(stopping.Stopped, match='after update 2, which is saved'):
+    run(tmp_path, updates(2))
