@@ -104,6 +104,7 @@ def test_programs_are_asked_for_and_judged_by_their_tests(data_root):
     solved = [f'Like this:\n```python\n{problem.solution}\n```' for problem in one.problems]
     graded = one.mark([*one.problems] * 2, [*solved, 'I cannot.', '```python\n1 / 0\n```'])
     assert graded.verdicts == ('correct', 'correct', 'unformatted', 'wrong'), one.name
+    assert one.mark([], []).verdicts == ()  # of several processes, one may have no rows
 
 
 def test_nothing_is_tracked_where_nothing_is_named():
