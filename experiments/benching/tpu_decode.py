@@ -14,13 +14,14 @@ import sys
 import tempfile
 import time
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
 
+from experiments.planning import topology
 from opsd_jax import mesh as meshes
-from opsd_jax.analyze import hlo
+from opsd_jax.analyze import chips, hlo
+from opsd_jax.analyze.chips import GIB
 from opsd_jax.files import write_json
 from opsd_jax.mesh import MeshConfig
 from opsd_jax.models import chunked, model
@@ -30,7 +31,6 @@ from opsd_jax.records import Prompts
 from opsd_jax.rollout import decode, drawing, layout
 from opsd_jax.rollout.config import DecodeConfig, SamplingConfig
 
-GIB = 2**30
 MEMORY = {'v5e': 16 * GIB, 'v6e': 32 * GIB}
 PROMPT, BUDGET, ROWS = 256, 1024, 64
 
@@ -68,18 +68,11 @@ CASES = [
 
 def plan(case: Case) -> dict[str, Any]:
   """What the compiler plans for a case, in bytes on one device."""
-  os.environ |= dict(ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost')
-  from jax.experimental import topologies
-
-  found = topologies.get_topology_desc(
-    platform='tpu', topology_name=case.topology, chips_per_host_bounds=(2, 2, 1), num_slices=1
-  )
-  mesh = meshes.make_mesh(MeshConfig(*case.axes), found.devices)
+  mesh = meshes.make_mesh(MeshConfig(*case.axes), topology.devices(chips.parse(case.topology)))
   spec = dataclasses.replace(SIZES[case.name], dtype='bfloat16')
   spec = dataclasses.replace(spec, num_layers=case.layers or spec.num_layers)
   began = time.perf_counter()
-  # What is chosen by the backend is chosen as on a TPU.
-  with jax.set_mesh(mesh), mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
+  with topology.compiling(mesh):
     chunk = chunked.usual_chunk()
     params = layout.describe(spec, model.abstract_params(spec, mesh), mesh)
     compiled = _compiled(spec, params, case, mesh)

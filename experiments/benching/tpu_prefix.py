@@ -8,15 +8,15 @@ as they lie beside adapters, and one question on every shard of the rows.
 
 import dataclasses
 import functools
-import os
 import sys
 import time
-from unittest import mock
 
 import jax
 
-from experiments.benching.tpu_decode import GIB
+from experiments.planning import topology
 from opsd_jax import mesh as meshes
+from opsd_jax.analyze import chips
+from opsd_jax.analyze.chips import GIB
 from opsd_jax.distill import scoring
 from opsd_jax.mesh import MeshConfig
 from opsd_jax.models import model
@@ -28,13 +28,7 @@ TOPOLOGY, NAME, AXES, BUDGET = 'v5e:4x4', 'qwen3_8b', (1, 4, 4), 1024
 
 def plan(prompt: int, layers: int | None = None, per_question: int = 1) -> dict[str, float]:
   """What the compiler plans for prefixes of `prompt` tokens: GiB on one chip, and seconds that it took."""
-  os.environ |= dict(ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost')
-  from jax.experimental import topologies
-
-  found = topologies.get_topology_desc(
-    platform='tpu', topology_name=TOPOLOGY, chips_per_host_bounds=(2, 2, 1), num_slices=1
-  )
-  mesh = meshes.make_mesh(MeshConfig(*AXES), found.devices)
+  mesh = meshes.make_mesh(MeshConfig(*AXES), topology.devices(chips.parse(TOPOLOGY)))
   spec = dataclasses.replace(SIZES[NAME], dtype='bfloat16')
   spec = dataclasses.replace(spec, num_layers=layers or spec.num_layers)
   shapes = model.abstract_params(spec, mesh)
@@ -55,7 +49,7 @@ def plan(prompt: int, layers: int | None = None, per_question: int = 1) -> dict[
     rows(drawn, BUDGET), rows(drawn), rows(drawn, dtype='bool'), floats, floats, rows(drawn), rows(drawn)
   )
   began = time.perf_counter()
-  with jax.set_mesh(mesh), mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
+  with topology.compiling(mesh):
     scorer = jax.jit(scoring.score_teacher, static_argnums=0)
     memory = scorer.lower(spec, params, (seen,), rollout).compile().memory_analysis()
   token = 2 * spec.num_layers * spec.num_kv_heads // AXES[2] * spec.head_dim * 2
