@@ -58,6 +58,7 @@ class Shapes:
     student: a whole model, of these and the state.
     teacher: a whole model: one of those, or an external one.
     external: that one, or None.
+    head: its LM head with as many rows as the student's, where that is an array of its own; else None.
     prompts: the student's [Q, P].
     seen: the teacher's.
     rollout: [B, T].
@@ -69,6 +70,7 @@ class Shapes:
   student: model.Params
   teacher: model.Params
   external: model.Params | None
+  head: jax.ShapeDtypeStruct | None
   prompts: Prompts
   seen: Prompts
   rollout: Rollout
@@ -77,7 +79,7 @@ class Shapes:
   @property
   def held(self) -> int:
     """Bytes of a chip that stay there from update to update."""
-    return bytes_of((self.state, self.initial, self.external))
+    return bytes_of((self.state, self.initial, self.external, self.head))
 
 
 def bytes_of(tree: Any) -> int:
@@ -117,9 +119,11 @@ def shapes(experiment: Experiment, mesh: jax.sharding.Mesh) -> Shapes:
   anchored = controller.anchored(e.controller)
   held = state.describe(trained, state.make_optimizer(e.optimizer), e.teacher, anchored)
   complete = functools.partial(lora.complete, e.lora, initial)
-  student, taught_by, external = complete(held.params), teachers.spec_for(e.teacher, spec), None
+  student, taught_by = complete(held.params), teachers.spec_for(e.teacher, spec)
+  external, head = None, None
   if e.teacher.kind == 'external':
     external = _narrow(taught_by, model.abstract_params(taught_by, mesh))
+    head = _external_head(e, mesh, external)
   teacher = teachers.params_for(e.teacher, initial, complete(held.teacher), student, external)
 
   questions, each = e.rollout.questions, e.rollout.per_question
@@ -139,7 +143,16 @@ def shapes(experiment: Experiment, mesh: jax.sharding.Mesh) -> Shapes:
   )
   placed = functools.partial(_placed, mesh)
   return Shapes(
-    held, initial, student, teacher, external, placed(scored), placed(seen), placed(rollout), placed(plan, 1)
+    held,
+    initial,
+    student,
+    teacher,
+    external,
+    head,
+    placed(scored),
+    placed(seen),
+    placed(rollout),
+    placed(plan, 1),
   )
 
 
@@ -227,7 +240,7 @@ def _update_program(e: Experiment, mesh: jax.sharding.Mesh, found: Shapes) -> Pr
   base = found.initial if adapted else None
   head = model.head(spec, found.initial) if e.teacher.kind == 'frozen' and not adapted else None
   if found.external is not None:
-    head = _external_head(e, mesh, found.external)
+    head = model.head(e.teacher.model, found.external) if found.head is None else found.head
   scores = None if e.objective.estimator == 'nll' else _scores(e, mesh, found.plan)
   before = {} if e.objective.extrapolation == 1 else {'initial': found.rollout.raw_logp}
   given = (found.state, found.prompts, found.rollout, scores, head, base, found.plan, None)
@@ -235,9 +248,13 @@ def _update_program(e: Experiment, mesh: jax.sharding.Mesh, found: Shapes) -> Pr
   return Program('update', lower, found.held - bytes_of((found.state, base, head)))
 
 
-def _external_head(e: Experiment, mesh: jax.sharding.Mesh, external: model.Params) -> jax.ShapeDtypeStruct:
-  """As `teachers.external_head` makes it: with as many rows as the student's."""
+def _external_head(
+  e: Experiment, mesh: jax.sharding.Mesh, external: model.Params
+) -> jax.ShapeDtypeStruct | None:
+  """What `teachers.external_head` makes of one that has not as many rows as the student's."""
   head = model.head(e.teacher.model, external)
+  if head.shape[0] == e.model.vocab_size:
+    return None
   shape = (e.model.vocab_size, head.shape[1])
   return jax.ShapeDtypeStruct(shape, head.dtype, sharding=meshes.sharding(mesh, ('vocab', 'embed'), shape))
 

@@ -12,6 +12,7 @@ from opsd_jax import config as configs
 from opsd_jax import experiment as experiments
 from opsd_jax.analyze.chips import Chip, Slice
 from opsd_jax.config import ConfigError
+from opsd_jax.mesh import MeshConfig, make_mesh
 from opsd_jax.models import lora
 from opsd_jax.train import ledger
 
@@ -161,6 +162,15 @@ def test_a_search_finds_the_fastest():
 def test_other_updates_compile(settings):
   plan = whole.make(tiny('mesh.fsdp=4', 'mesh.tensor=2', *settings), WHERE, jax.devices(), quiet=True)
   assert plan.fits and plan.phases[-1].flops > 0
+
+
+def test_a_teachers_head_is_held_where_it_has_other_rows():
+  """Float32 rows of 32 numbers, over 4 x 2 chips; with as many rows it is the teacher's own."""
+  mesh, external = make_mesh(MeshConfig(1, 4, 2)), ('teacher.kind=external', 'teacher.model.embed_dim=32')
+  found = [programs.shapes(tiny(*external, f'teacher.model.vocab_size={rows}'), mesh) for rows in (96, 128)]
+  assert [each.head is None for each in found] == [True, False]
+  rest = [programs.bytes_of((each.state, each.initial, each.external)) for each in found]
+  assert [each.held - other for each, other in zip(found, rest, strict=True)] == [0, 96 * 32 * 4 // 8]
 
 
 def test_recipes_are_planned_without_their_weights():
